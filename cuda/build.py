@@ -1,0 +1,101 @@
+"""Compile the CPU kernels while the package is installed (a hatchling build hook).
+
+One shared library per instruction set, `instantgi/native/libinstantgi_<name>`, from every
+`*_cpu.cpp` beside this file. Plain C++17 with a C interface: the result depends on no Python
+and no torch version. `instantgi/native.py` picks one at load time.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "cuda"
+OUTPUT = ROOT / "instantgi" / "native"
+SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+
+# No -ffast-math: GCC before 13 would then link code that flushes denormals in the whole process.
+COMPILE = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+# Elsewhere a*b + c stays two roundings, so that a map is dithered to the same points everywhere.
+FUSED_MULTIPLY_ADD = {"rasterize_sum_cpu.cpp"}
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    """Library name to compiler flags; x86-64 levels are those of the psABI."""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return {
+            "baseline": ["-march=x86-64"],
+            "avx2": ["-march=x86-64-v3"],
+            "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        }
+    return {"baseline": []}
+
+
+def compiler() -> str:
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    raise RuntimeError(
+        "instantgi compiles its CPU kernels on install and found no C++17 compiler: "
+        "install g++ or clang (Debian: apt install g++), or set CXX"
+    )
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+
+
+def build(output: Path) -> list[Path]:
+    """Compile every library into `output`; each is written beside its place and then renamed."""
+    cxx, sources = compiler(), sorted(SOURCES.glob("*_cpu.cpp"))
+    position_independent = [] if sys.platform == "win32" else ["-fPIC", "-pthread"]
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs, objects = [], {}
+        for name, flags in instruction_sets().items():
+            objects[name] = []
+            for source in sources:
+                target = Path(folder) / f"{name}_{source.stem}.o"
+                contract = "fast" if source.name in FUSED_MULTIPLY_ADD else "off"
+                command = [cxx, *COMPILE, *position_independent, *flags]
+                command += [f"-ffp-contract={contract}", "-c", str(source), "-o", str(target)]
+                jobs.append(pool.submit(run, command))
+                objects[name].append(str(target))
+        for job in jobs:
+            job.result()
+        libraries = []
+        for name, parts in objects.items():
+            partial = Path(folder) / f"libinstantgi_{name}{SUFFIX}"
+            run([cxx, "-shared", *position_independent, *parts, "-o", str(partial)])
+            libraries.append(output / partial.name)
+            os.replace(partial, libraries[-1])
+    return libraries
+
+
+class CustomBuildHook(BuildHookInterface):
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel":
+            return
+        libraries = build(OUTPUT)
+        build_data["pure_python"] = False
+        tag = os.environ.get("INSTANTGI_PLATFORM_TAG") or platform_tag()
+        build_data["tag"] = f"py3-none-{tag}"
+        build_data["artifacts"] += [str(path.relative_to(ROOT)) for path in libraries]
+        for source in sorted(SOURCES.glob("*.h")) + sorted(SOURCES.glob("*.cu")):
+            build_data["force_include"][str(source)] = f"instantgi/native/{source.name}"
+
+
+def platform_tag() -> str:
+    import sysconfig
+
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -1,0 +1,560 @@
+// The sum of all Gaussians at every pixel, and its gradient, on the CPU.
+//
+// Pictures are held in blocks of 4x4 pixels, one vector of 16 lanes per channel: the ellipse of a
+// typical Gaussian fills about half of the lanes of the blocks that it touches, where rows of 16
+// pixels would waste more, and blocks are aligned, so a store is never followed by a load that
+// overlaps it only in part.
+//
+// Forward: Gaussians are binned to bands of block rows. One thread owns a band and adds its
+// Gaussians in order of their index, so a pixel's sum never depends on the number of threads.
+// Backward: one thread owns a Gaussian, reads the gradient of the picture over the Gaussian's blocks
+// and writes each of its gradients once. No atomics, no order: the result is deterministic.
+#include "rasterize_sum.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+#include "parallel.h"
+
+namespace instantgi {
+namespace {
+
+constexpr int kSide = 4;                // pixels along the side of a block
+constexpr int kLanes = kSide * kSide;   // pixels of a block, lanes of a vector
+constexpr int kBandRows = 8;            // block rows of a band: 32 rows of pixels stay in the L2 cache
+constexpr int kGroup = 4;               // channels drawn in one pass
+constexpr int kTileBlocks = 16 / kSide; // blocks along the side of the published 16x16 tile
+
+template <typename T>
+struct Vector {
+    typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
+};
+template <typename T>
+using Vec = typename Vector<T>::type;
+template <typename T>
+using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+#define INLINE inline __attribute__((always_inline))
+
+template <typename T>
+INLINE Vec<T> load(const T* from) {
+    Vec<T> value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+template <typename T>
+INLINE void store(T* to, Vec<T> value) {
+    std::memcpy(to, &value, sizeof value);
+}
+template <typename T>
+INLINE T sum(Vec<T> value) {
+    // A fixed tree: the same rounding on every instruction set.
+    T lanes[kLanes];
+    store(lanes, value);
+    for (int width = kLanes / 2; width; width /= 2)
+        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    return lanes[0];
+}
+
+// 2^−s for 0 ≤ s; lanes beyond the cut-off become 0. The polynomial's relative error is 7.5e-8.
+INLINE Vec<float> weight(Vec<float> s) {
+    const float round = 12582912.f;  // 1.5 · 2²³: adding it rounds to an integer, kept in the low bits
+    const Vec<float> t = round - s;
+    const Vec<float> g = s + (t - round);
+    Vec<float> p = g * -0.001327647129073739f + 0.009675540961325169f;
+    p = p * g + -0.05550713092088699f;
+    p = p * g + 0.24022120237350464f;
+    p = p * g + -0.6931469440460205f;
+    p = p * g + 1.0000001192092896f;
+    const Vec<int32_t> power = ((Vec<int32_t>)t << 23) + (Vec<int32_t>)p;
+    return s <= float(kCutoff) ? (Vec<float>)power : Vec<float>{};
+}
+INLINE Vec<double> weight(Vec<double> s) {
+    Vec<double> w;
+    for (int lane = 0; lane < kLanes; ++lane)
+        w[lane] = s[lane] <= kCutoff ? std::exp2(-s[lane]) : 0.0;
+    return w;
+}
+
+// What both passes need of a Gaussian, computed once per pass.
+template <typename T>
+struct alignas(64) Splat {
+    T mean_x, mean_y;
+    Whitening<T> whiten;
+    Extent<T> extent;
+    int32_t row_begin, row_end;  // block rows that the ellipse may touch
+};
+
+template <typename T>
+struct Scene {
+    int64_t num, channels, height, width;
+    const T *means, *cholesky, *colors;
+    const int32_t* tile_limits;  // [⌈height/16⌉, ⌈width/16⌉]: last index drawn in a tile, or null
+    int64_t rows() const { return (height + kSide - 1) / kSide; }
+    int64_t cols() const { return (width + kSide - 1) / kSide; }
+};
+
+// Pixels of slack for the rounding of an extent; the cut-off itself is decided pixel by pixel.
+template <typename T>
+INLINE T slack(T reach) {
+    return T(0.01) + T(1e-3) * reach;
+}
+
+template <typename T>
+bool prepare(const Scene<T>& scene, int64_t n, Splat<T>& out) {
+    const T* mean = scene.means + 2 * n;
+    const T* l = scene.cholesky + 3 * n;
+    bool finite = std::isfinite(mean[0] + mean[1]) && std::isfinite(l[0] + l[1] + l[2]);
+    for (int64_t k = 0; k < scene.channels; ++k)
+        finite = finite && std::isfinite(scene.colors[n * scene.channels + k]);
+    out.mean_x = mean[0];
+    out.mean_y = mean[1];
+    out.row_begin = out.row_end = 0;
+    if (!finite) return false;
+    if (!(std::abs(l[0]) >= T(kThinnest) && std::abs(l[2]) >= T(kThinnest))) return true;
+    // In double: the square of a float never overflows.
+    const auto whiten = whitening<double>(l[0], l[1], l[2]);
+    const auto reach = extent<double>(l[0], l[1], l[2], [](double x) { return std::sqrt(x); });
+    out.whiten = {T(whiten.a), T(whiten.b), T(whiten.c)};
+    out.extent = {T(reach.reach_x), T(reach.reach_y), T(reach.slope), T(reach.half), T(reach.widest)};
+    const double grown_x = reach.reach_x + slack(reach.reach_x);
+    const double grown_y = reach.reach_y + slack(reach.reach_y);
+    if (mean[0] + grown_x < 0 || mean[0] - grown_x > scene.width) return true;
+    // The first block whose last row of centers, 4 r + 3.5, is inside, and the last whose first, 4 r + 0.5, is.
+    const double first = (mean[1] - grown_y - 3.5) / kSide + 1, last = (mean[1] + grown_y - 0.5) / kSide + 1;
+    const double rows = double(scene.rows());
+    out.row_begin = int32_t(std::min(std::max(first, 0.0), rows));
+    out.row_end = int32_t(std::min(std::max(last, 0.0), rows));
+    return true;
+}
+
+template <typename T>
+struct Message {
+    static const char* not_finite(int64_t n) {
+        static thread_local char text[96];
+        std::snprintf(text, sizeof text, "Gaussian %lld has a parameter that is not finite", (long long)n);
+        return text;
+    }
+};
+
+template <typename T>
+const char* prepare_all(const Scene<T>& scene, int num_threads, Splat<T>* splats) {
+    std::atomic<int64_t> bad{scene.num};
+    parallel_ranges(scene.num, 1024, num_threads, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n)
+            if (!prepare(scene, n, splats[n])) {
+                int64_t seen = bad.load();
+                while (n < seen && !bad.compare_exchange_weak(seen, n)) {
+                }
+            }
+    });
+    return bad < scene.num ? Message<T>::not_finite(bad) : nullptr;
+}
+
+// First and one past the last block column that the ellipse may touch, in 16 block rows from `row`.
+struct Spans {
+    int32_t begin[kLanes], end[kLanes];
+};
+
+template <typename T>
+INLINE void find_spans(const Splat<T>& g, int64_t row, int64_t cols, Spans& spans) {
+    const Extent<T>& e = g.extent;
+    const T margin = slack(e.reach_x), reach = std::max(e.reach_y, T(1e-30)), inverse = 1 / reach;
+    for (int lane = 0; lane < kLanes; ++lane) {
+        const T top = T((row + lane) * kSide) + T(0.5) - g.mean_y, bottom = top + T(kSide - 1);
+        const T low = std::max(top, -reach), high = std::min(bottom, reach);
+        const T right_dy = std::min(std::max(e.widest, low), high);
+        const T left_dy = std::min(std::max(-e.widest, low), high);
+        const T right_t = right_dy * inverse, left_t = left_dy * inverse;
+        const T right = e.slope * right_dy + e.half * std::sqrt(std::max(T(0), 1 - right_t * right_t));
+        const T left = e.slope * left_dy - e.half * std::sqrt(std::max(T(0), 1 - left_t * left_t));
+        const T first = (g.mean_x + left - margin - T(3.5)) * T(0.25) + 1;
+        const T last = (g.mean_x + right + margin - T(0.5)) * T(0.25) + 1;
+        const int32_t begin = int32_t(std::min(std::max(first, T(0)), T(cols)));
+        const int32_t end = int32_t(std::min(std::max(last, T(0)), T(cols)));
+        // Whatever the arithmetic did, memory outside the picture is never touched.
+        spans.begin[lane] = std::max(begin, 0);
+        spans.end[lane] = std::min(end, int32_t(cols));
+    }
+}
+
+template <typename T>
+struct Lanes {
+    Vec<T> x, y;  // offsets of a block's pixel centers from its corner
+    Lanes() {
+        for (int lane = 0; lane < kLanes; ++lane) {
+            x[lane] = T(lane % kSide) + T(0.5);
+            y[lane] = T(lane / kSide) + T(0.5);
+        }
+    }
+};
+
+INLINE bool beyond_limit(const int32_t* limits, int64_t row, int64_t col, int64_t cols, int64_t n) {
+    const int64_t tile_cols = (cols + kTileBlocks - 1) / kTileBlocks;
+    return limits && n > limits[(row / kTileBlocks) * tile_cols + col / kTileBlocks];
+}
+
+// Adds Gaussian n to block rows [begin, end) of `blocks`, which starts at block row `origin`.
+template <typename T, int C>
+INLINE void draw(const Scene<T>& scene, const Splat<T>& g, int64_t n, const T* color, int64_t begin,
+                 int64_t end, int64_t origin, const Lanes<T>& lanes, T* blocks) {
+    const int64_t cols = scene.cols();
+    Spans spans;
+    for (int64_t row = begin; row < end; ++row) {
+        const int64_t lane = (row - begin) % kLanes;
+        if (lane == 0) find_spans(g, row, cols, spans);
+        const Vec<T> dy = lanes.y + (T(row * kSide) - g.mean_y);
+        const Vec<T> shear = g.whiten.c * dy;
+        T* block = blocks + ((row - origin) * cols + spans.begin[lane]) * (C * kLanes);
+        for (int64_t col = spans.begin[lane]; col < spans.end[lane]; ++col, block += C * kLanes) {
+            if (beyond_limit(scene.tile_limits, row, col, cols, n)) continue;
+            const Vec<T> dx = lanes.x + (T(col * kSide) - g.mean_x);
+            const Vec<T> u = g.whiten.a * dx, v = g.whiten.b * dx + shear;
+            const Vec<T> w = weight(u * u + v * v);
+            for (int k = 0; k < C; ++k) store(block + k * kLanes, load(block + k * kLanes) + color[k] * w);
+        }
+    }
+}
+
+// Gaussians by band of block rows, in order of their index.
+struct Bands {
+    std::vector<int64_t> start;  // [num_bands + 1] into `members`
+    std::vector<int32_t> members;
+};
+
+template <typename T>
+Bands bin(const Splat<T>* splats, int64_t num, int64_t rows, int num_threads) {
+    const int64_t num_bands = (rows + kBandRows - 1) / kBandRows;
+    const int64_t num_chunks = std::max<int64_t>(1, std::min<int64_t>(num_threads, num / 4096));
+    // counts[chunk][band], then the place where the chunk's first member of the band goes
+    std::vector<int64_t> counts(num_chunks * num_bands);
+    auto each_band = [&](int64_t chunk, auto&& visit) {
+        for (int64_t n = num * chunk / num_chunks; n < num * (chunk + 1) / num_chunks; ++n)
+            if (splats[n].row_begin < splats[n].row_end)
+                for (int64_t band = splats[n].row_begin / kBandRows; band * kBandRows < splats[n].row_end; ++band)
+                    visit(n, counts[chunk * num_bands + band]);
+    };
+    parallel_for(num_chunks, num_threads,
+                 [&](int64_t chunk) { each_band(chunk, [](int64_t, int64_t& count) { ++count; }); });
+    Bands bands;
+    int64_t total = 0;
+    for (int64_t band = 0; band < num_bands; ++band) {
+        bands.start.push_back(total);
+        for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+            const int64_t count = counts[chunk * num_bands + band];
+            counts[chunk * num_bands + band] = total;
+            total += count;
+        }
+    }
+    bands.start.push_back(total);
+    bands.members.resize(total);
+    parallel_for(num_chunks, num_threads, [&](int64_t chunk) {
+        each_band(chunk, [&](int64_t n, int64_t& place) { bands.members[place++] = int32_t(n); });
+    });
+    return bands;
+}
+
+// Draws channels [first, first + C), band by band, and hands each finished band to
+// finish(band, row_begin, row_end, blocks).
+template <typename T, int C, typename Finish>
+void draw_bands(const Scene<T>& scene, const Splat<T>* splats, const Bands& bands, int64_t first,
+                int num_threads, const Finish& finish) {
+    const int64_t rows = scene.rows(), cols = scene.cols();
+    const Lanes<T> lanes;
+    parallel_for((rows + kBandRows - 1) / kBandRows, num_threads, [&](int64_t band) {
+        const int64_t row_begin = band * kBandRows, row_end = std::min(rows, row_begin + kBandRows);
+        std::vector<T> blocks((row_end - row_begin) * cols * C * kLanes);
+        for (int64_t i = bands.start[band]; i < bands.start[band + 1]; ++i) {
+            const int64_t n = bands.members[i];
+            draw<T, C>(scene, splats[n], n, scene.colors + n * scene.channels + first,
+                       std::max<int64_t>(row_begin, splats[n].row_begin),
+                       std::min<int64_t>(row_end, splats[n].row_end), row_begin, lanes, blocks.data());
+        }
+        finish(band, row_begin, row_end, blocks.data());
+    });
+}
+
+// Calls function(std::integral_constant<int, C>) with the number of channels of the group.
+template <typename Function>
+void for_each_group(int64_t channels, const Function& function) {
+    for (int64_t first = 0; first < channels; first += kGroup) {
+        switch (std::min<int64_t>(kGroup, channels - first)) {
+            case 1: function(first, std::integral_constant<int, 1>{}); break;
+            case 2: function(first, std::integral_constant<int, 2>{}); break;
+            case 3: function(first, std::integral_constant<int, 3>{}); break;
+            default: function(first, std::integral_constant<int, kGroup>{});
+        }
+    }
+}
+
+// Copies between the planes of a picture and block rows [row_begin, row_end); Copy(pixel, lane).
+template <typename T, int C, typename Copy>
+void each_pixel(const Scene<T>& scene, T* image, int64_t row_begin, int64_t row_end, T* blocks, const Copy& copy) {
+    const int64_t cols = scene.cols();
+    for (int64_t row = row_begin; row < row_end; ++row)
+        for (int k = 0; k < C; ++k)
+            for (int64_t y = row * kSide; y < std::min(scene.height, (row + 1) * kSide); ++y) {
+                T* line = image + (k * scene.height + y) * scene.width;
+                T* lane = blocks + ((row - row_begin) * cols * C + k) * kLanes + (y % kSide) * kSide;
+                const int64_t whole = scene.width / kSide;
+                for (int64_t col = 0; col < whole; ++col, lane += C * kLanes, line += kSide)
+                    for (int x = 0; x < kSide; ++x) copy(line[x], lane[x]);
+                for (int64_t x = 0; x < scene.width % kSide; ++x) copy(line[x], lane[x]);
+            }
+}
+
+template <typename T>
+const char* forward(const Scene<T>& scene, T* image, int num_threads) {
+    std::unique_ptr<Splat<T>[]> splats(new Splat<T>[scene.num]);
+    if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
+    const Bands bands = bin(splats.get(), scene.num, scene.rows(), num_threads);
+    for_each_group(scene.channels, [&](int64_t first, auto group) {
+        constexpr int C = decltype(group)::value;
+        T* planes = image + first * scene.height * scene.width;
+        auto finish = [&](int64_t, int64_t row_begin, int64_t row_end, T* blocks) {
+            each_pixel<T, C>(scene, planes, row_begin, row_end, blocks, [](T& pixel, T lane) { pixel = lane; });
+        };
+        draw_bands<T, C>(scene, splats.get(), bands, first, num_threads, finish);
+    });
+    return nullptr;
+}
+
+// residual = sum − target in blocks, and Σ residual²; with `clamp`, of the sum clamped to [0, 1], and
+// the residual (which stands for the gradient) is 0 where the clamp is active.
+template <typename T>
+const char* forward_error(const Scene<T>& scene, const T* target, bool clamp, T* residual, double* squares,
+                          int num_threads) {
+    std::unique_ptr<Splat<T>[]> splats(new Splat<T>[scene.num]);
+    if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
+    const int64_t rows = scene.rows(), cols = scene.cols();
+    const Bands bands = bin(splats.get(), scene.num, rows, num_threads);
+    std::vector<double> parts((rows + kBandRows - 1) / kBandRows, 0.0);
+    for_each_group(scene.channels, [&](int64_t first, auto group) {
+        constexpr int C = decltype(group)::value;
+        const int64_t offset = rows * cols * first * kLanes;
+        auto finish = [&](int64_t band, int64_t row_begin, int64_t row_end, T* blocks) {
+            const int64_t begin = offset + row_begin * cols * C * kLanes;
+            double part = 0;
+            for (int64_t row = row_begin; row < row_end; ++row) {
+                Vec<T> inside{};
+                for (int lane = 0; lane < kLanes; ++lane)
+                    inside[lane] = row * kSide + lane / kSide < scene.height ? T(1) : T(0);
+                Vec<T> corner = inside;
+                for (int lane = 0; lane < kLanes; ++lane)
+                    if ((cols - 1) * kSide + lane % kSide >= scene.width) corner[lane] = T(0);
+                Vec<T> row_squares{};
+                for (int64_t col = 0; col < cols; ++col) {
+                    const Vec<T> keep = col + 1 < cols ? inside : corner;
+                    for (int k = 0; k < C; ++k) {
+                        const int64_t at = (((row - row_begin) * cols + col) * C + k) * kLanes;
+                        Vec<T> drawn = load(blocks + at);
+                        Vec<T> active = keep;
+                        if (clamp) {
+                            active = drawn < T(0) ? Vec<T>{} : drawn > T(1) ? Vec<T>{} : keep;
+                            drawn = drawn < T(0) ? Vec<T>{} : drawn > T(1) ? Vec<T>{} + T(1) : drawn;
+                        }
+                        const Vec<T> difference = drawn - load(target + begin + at);
+                        const Vec<T> kept = difference * keep;
+                        row_squares += kept * kept;
+                        store(residual + begin + at, difference * active);
+                    }
+                }
+                part += double(sum<T>(row_squares));
+            }
+            parts[band] += part;
+        };
+        draw_bands<T, C>(scene, splats.get(), bands, first, num_threads, finish);
+    });
+    *squares = 0;
+    for (double part : parts) *squares += part;
+    return nullptr;
+}
+
+enum Coordinates { kColorsOnly = 0, kLocal = 1, kParameters = 2 };
+
+// Gradients of one Gaussian from the picture's gradient in blocks: adds to the moments Σ w q z and
+// Σ w q z zᵀ (q = color · gradient, in units of (u, v)) and writes the gradient of the color.
+template <typename T, int C, bool Geometry>
+INLINE void gather(const Scene<T>& scene, const Splat<T>& g, int64_t n, const T* color, const T* gradient,
+                   const Lanes<T>& lanes, T moments[5], T* grad_color) {
+    const int64_t cols = scene.cols();
+    Vec<T> mean_u{}, mean_v{}, uu{}, uv{}, vv{}, colors[C] = {};
+    Spans spans;
+    for (int64_t row = g.row_begin; row < g.row_end; ++row) {
+        const int64_t lane = (row - g.row_begin) % kLanes;
+        if (lane == 0) find_spans(g, row, cols, spans);
+        const Vec<T> dy = lanes.y + (T(row * kSide) - g.mean_y);
+        const Vec<T> shear = g.whiten.c * dy;
+        const T* block = gradient + (row * cols + spans.begin[lane]) * (C * kLanes);
+        for (int64_t col = spans.begin[lane]; col < spans.end[lane]; ++col, block += C * kLanes) {
+            if (beyond_limit(scene.tile_limits, row, col, cols, n)) continue;
+            const Vec<T> dx = lanes.x + (T(col * kSide) - g.mean_x);
+            const Vec<T> u = g.whiten.a * dx, v = g.whiten.b * dx + shear;
+            const Vec<T> w = weight(u * u + v * v);
+            Vec<T> q{};
+            for (int k = 0; k < C; ++k) {
+                const Vec<T> value = load(block + k * kLanes);
+                colors[k] += w * value;
+                q += color[k] * value;
+            }
+            if (Geometry) {
+                const Vec<T> wq = w * q, wqu = wq * u, wqv = wq * v;
+                mean_u += wqu;
+                mean_v += wqv;
+                uu += wqu * u;
+                uv += wqu * v;
+                vv += wqv * v;
+            }
+        }
+    }
+    for (int k = 0; k < C; ++k) grad_color[k] = sum<T>(colors[k]);
+    if (Geometry) {
+        const Vec<T> all[5] = {mean_u, mean_v, uu, uv, vv};
+        for (int i = 0; i < 5; ++i) moments[i] += sum<T>(all[i]);
+    }
+}
+
+// Gradients of all Gaussians from the picture's gradient in blocks, times `scale`.
+// grad_geometry [N, 5]: kLocal: of (u, S) in mean + L u and L (I + S) Lᵀ: u1, u2, s11, s12, s22;
+// kParameters: of means (2) and cholesky (3).
+template <typename T>
+const char* backward(const Scene<T>& scene, const T* gradient, double scale, Coordinates coordinates,
+                     T* grad_geometry, T* grad_colors, int num_threads) {
+    const int64_t rows = scene.rows(), cols = scene.cols();
+    const Lanes<T> lanes;
+    std::atomic<int64_t> bad{scene.num};
+    parallel_ranges(scene.num, 256, num_threads, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+            Splat<T> g;
+            if (!prepare(scene, n, g)) bad = n;
+            T moments[5] = {};
+            for_each_group(scene.channels, [&](int64_t first, auto group) {
+                constexpr int C = decltype(group)::value;
+                const T* blocks = gradient + rows * cols * first * kLanes;
+                const T* color = scene.colors + n * scene.channels + first;
+                T sums[C] = {};
+                if (coordinates == kColorsOnly)
+                    gather<T, C, false>(scene, g, n, color, blocks, lanes, moments, sums);
+                else
+                    gather<T, C, true>(scene, g, n, color, blocks, lanes, moments, sums);
+                for (int k = 0; k < C; ++k) grad_colors[n * scene.channels + first + k] = sums[k] * T(scale);
+            });
+            if (coordinates == kColorsOnly) continue;
+            T* out = grad_geometry + 5 * n;
+            if (g.row_begin == g.row_end) {
+                std::fill(out, out + 5, T(0));
+                continue;
+            }
+            const T one = T(scale / kUnit), two = T(scale / (kUnit * kUnit));
+            const T z1 = moments[0] * one, z2 = moments[1] * one;
+            const T z11 = moments[2] * two, z12 = moments[3] * two, z22 = moments[4] * two;
+            if (coordinates == kLocal) {
+                // ∂w/∂u = w z and ∂w/∂S = ½ w z zᵀ; s12 stands for two entries.
+                const T local[5] = {z1, z2, z11 / 2, z12, z22 / 2};
+                std::copy(local, local + 5, out);
+            } else {
+                // ∂w/∂mean = w L⁻ᵀ z and ∂w/∂L = w L⁻ᵀ z zᵀ, lower triangle.
+                const T* l = scene.cholesky + 3 * n;
+                const T i11 = 1 / l[0], i22 = 1 / l[2], i21 = -l[1] / (l[0] * l[2]);
+                const T parameters[5] = {i11 * z1 + i21 * z2, i22 * z2, i11 * z11 + i21 * z12, i22 * z12, i22 * z22};
+                std::copy(parameters, parameters + 5, out);
+            }
+        }
+    });
+    return bad < scene.num ? Message<T>::not_finite(bad) : nullptr;
+}
+
+template <typename T>
+const char* backward_planar(const Scene<T>& scene, const T* grad_image, T* grad_geometry, T* grad_colors,
+                            int num_threads) {
+    const int64_t rows = scene.rows(), cols = scene.cols();
+    std::vector<T> blocks(rows * cols * scene.channels * kLanes);
+    for_each_group(scene.channels, [&](int64_t first, auto group) {
+        constexpr int C = decltype(group)::value;
+        T* planes = const_cast<T*>(grad_image) + first * scene.height * scene.width;
+        parallel_for(rows, num_threads, [&](int64_t row) {
+            T* at = blocks.data() + (rows * first + row * C) * cols * kLanes;
+            each_pixel<T, C>(scene, planes, row, row + 1, at, [](T pixel, T& lane) { lane = pixel; });
+        });
+    });
+    return backward(scene, blocks.data(), 1.0, kParameters, grad_geometry, grad_colors, num_threads);
+}
+
+template <typename Function>
+const char* guarded(const Function& function) {
+    try {
+        return function();
+    } catch (const std::bad_alloc&) {
+        return "not enough memory";
+    }
+}
+
+template <typename T>
+Scene<T> scene_of(int64_t num, int64_t channels, int64_t height, int64_t width, const void* means,
+                  const void* cholesky, const void* colors, const int32_t* tile_limits) {
+    return {num, channels, height, width, static_cast<const T*>(means), static_cast<const T*>(cholesky),
+            static_cast<const T*>(colors), tile_limits};
+}
+
+}  // namespace
+}  // namespace instantgi
+
+using namespace instantgi;
+
+#define SCENE_PARAMETERS                                                                                      \
+    int64_t is_double, int64_t num, int64_t channels, int64_t height, int64_t width, const void *means,       \
+        const void *cholesky, const void *colors, const int32_t *tile_limits
+#define SCENE(T) scene_of<T>(num, channels, height, width, means, cholesky, colors, tile_limits)
+
+INSTANTGI_API const char* instantgi_rasterize_sum(SCENE_PARAMETERS, void* image, int64_t num_threads) {
+    return guarded([&] {
+        return is_double ? forward(SCENE(double), static_cast<double*>(image), int(num_threads))
+                         : forward(SCENE(float), static_cast<float*>(image), int(num_threads));
+    });
+}
+
+INSTANTGI_API const char* instantgi_rasterize_sum_backward(SCENE_PARAMETERS, const void* grad_image,
+                                                           void* grad_geometry, void* grad_colors,
+                                                           int64_t num_threads) {
+    return guarded([&] {
+        return is_double
+                   ? backward_planar(SCENE(double), static_cast<const double*>(grad_image),
+                                     static_cast<double*>(grad_geometry), static_cast<double*>(grad_colors),
+                                     int(num_threads))
+                   : backward_planar(SCENE(float), static_cast<const float*>(grad_image),
+                                     static_cast<float*>(grad_geometry), static_cast<float*>(grad_colors),
+                                     int(num_threads));
+    });
+}
+
+// In blocks: target and residual are [channel group][⌈height/4⌉][⌈width/4⌉][channel of the group][16].
+INSTANTGI_API const char* instantgi_rasterize_error(SCENE_PARAMETERS, const void* target, int64_t clamp,
+                                                    void* residual, double* squares, int64_t num_threads) {
+    return guarded([&] {
+        return is_double ? forward_error(SCENE(double), static_cast<const double*>(target), clamp != 0,
+                                         static_cast<double*>(residual), squares, int(num_threads))
+                         : forward_error(SCENE(float), static_cast<const float*>(target), clamp != 0,
+                                         static_cast<float*>(residual), squares, int(num_threads));
+    });
+}
+
+INSTANTGI_API const char* instantgi_rasterize_error_backward(SCENE_PARAMETERS, const void* residual, double scale,
+                                                             int64_t coordinates, void* grad_geometry,
+                                                             void* grad_colors, int64_t num_threads) {
+    return guarded([&] {
+        const auto kind = static_cast<Coordinates>(coordinates);
+        return is_double ? backward(SCENE(double), static_cast<const double*>(residual), scale, kind,
+                                    static_cast<double*>(grad_geometry), static_cast<double*>(grad_colors),
+                                    int(num_threads))
+                         : backward(SCENE(float), static_cast<const float*>(residual), scale, kind,
+                                    static_cast<float*>(grad_geometry), static_cast<float*>(grad_colors),
+                                    int(num_threads));
+    });
+}

@@ -1,0 +1,46 @@
+"""Writes files whole or not at all."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_on_success(path: str | os.PathLike) -> Iterator[Path]:
+    """A path to write to: it becomes `path` if the block ends well and vanishes if it does not.
+
+    It lies beside `path`, hidden, with the same suffix, so the rename at the end is atomic: other
+    programs see the old file or the whole new one. Interrupts (Ctrl-C) leave nothing behind either.
+    A symbolic link stays one and its file is replaced; a device such as /dev/null or a pipe cannot
+    be replaced, so it is written to as it is.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError: if `path` cannot
+            be written, before the block begins.
+    """
+    target = Path(os.path.realpath(path))
+    _check_writable(path, target)
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    # not tempfile: its files are readable by their owner alone, and stay so after the rename
+    partial = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _check_writable(path: str | os.PathLike, target: Path) -> None:
+    if target.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the name of a file in it")
+    if not target.parent.exists():
+        raise FileNotFoundError(f"{path}: there is no folder {target.parent}; create it first")
+    if not target.parent.is_dir():
+        raise NotADirectoryError(f"{path}: {target.parent} is a file, not a folder")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise PermissionError(f"{path}: no permission to write here; choose another place")

@@ -1,0 +1,59 @@
+"""The definition of the picture in plain torch: slow and obvious. Every kernel is tested against it."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from instantgi.gaussians import Gaussians
+
+SMALLEST_WEIGHT = 1 / 255  # a smaller weight is dropped; reached at 3.33 standard deviations
+THINNEST = 1e-6  # px; a Gaussian with a smaller |l11| or |l22| is not drawn
+
+
+def weights_reference(gaussians: Gaussians, height: int, width: int) -> Float[Tensor, "H W N"]:
+    """exp(−½ dᵀ Σ⁻¹ d) of every Gaussian at every pixel center, 0 below 1/255."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    pixels = torch.stack([x, y], dim=-1).to(gaussians.means) + 0.5  # [H, W, 2]
+    dx, dy = (pixels[:, :, None] - gaussians.means).unbind(-1)  # [H, W, N]
+    l11, l21, l22 = gaussians.cholesky.unbind(-1)  # [N]
+    z1 = dx / l11
+    z2 = (dy - l21 * z1) / l22
+    weights = torch.exp(-0.5 * (z1**2 + z2**2))
+    drawn = (weights >= SMALLEST_WEIGHT) & (l11.abs() >= THINNEST) & (l22.abs() >= THINNEST)
+    return torch.where(drawn, weights, 0)
+
+
+def rasterize_reference(
+    gaussians: Gaussians, height: int, width: int, tile_limits: Int[Tensor, "rows cols"] | None = None
+) -> Float[Tensor, "C H W"]:
+    """The sum of all Gaussians at every pixel; see `instantgi.render.rasterize`."""
+    weights = weights_reference(gaussians, height, width)
+    if tile_limits is not None:
+        limits = tile_limits.repeat_interleave(16, 0).repeat_interleave(16, 1)[:height, :width]
+        weights = torch.where(torch.arange(len(gaussians)) <= limits[:, :, None], weights, 0)
+    return torch.einsum("hwn,nc->chw", weights, gaussians.colors)
+
+
+def published_tile_limits(
+    gaussians: Gaussians, height: int, width: int, max_per_tile: int = 256
+) -> Int[Tensor, "rows cols"]:
+    """Index of the last Gaussian that the published kernels draw in each 16x16 tile.
+
+    They list a Gaussian in all tiles that touch the square of ⌈3 √λ⌉ pixels around its mean, where
+    λ = ½ tr Σ + √max(0.1, ¼ tr² Σ − det Σ), and leave a tile's list after its first batch of 256: Gaussians
+    with a higher index get neither value nor gradient (GaussianImage's gsplat fork, rasterize_forward_sum).
+    """
+    rows, cols = -(-height // 16), -(-width // 16)
+    xx, xy, yy = gaussians.covariances.detach().double().unbind(-1)
+    half_trace = (xx + yy) / 2
+    largest = half_trace + (half_trace**2 - (xx * yy - xy**2)).clamp_min(0.1).sqrt()
+    radii = (3 * largest.sqrt()).ceil()[:, None]  # [N, 1]
+    means, size = gaussians.means.detach().double(), torch.tensor([cols, rows])
+    begin = ((means - radii) / 16).trunc().clamp_min(0).minimum(size).int().tolist()
+    end = ((means + radii) / 16 + 1).trunc().clamp_min(0).minimum(size).int().tolist()
+    counts = torch.zeros(rows, cols, dtype=torch.int32)
+    limits = torch.full((rows, cols), len(gaussians), dtype=torch.int32)
+    for n, ((left, top), (right, bottom)) in enumerate(zip(begin, end, strict=True)):
+        counts[top:bottom, left:right] += 1
+        limits[top:bottom, left:right][counts[top:bottom, left:right] == max_per_tile] = n
+    return limits
