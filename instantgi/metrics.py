@@ -3,7 +3,9 @@
 Pictures are [C, H, W] in [0, 1], any number of channels; a mean over channels is a plain one.
 """
 
+import functools
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 def psnr(
     image: Float[Tensor, "channels height width"], target: Float[Tensor, "channels height width"]
 ) -> float:
-    """Peak signal-to-noise ratio in dB of the two pictures as files of 8 bits; inf if these are equal.
+    """Peak signal-to-noise ratio in dB of the two as pictures of 8 bits; inf if these are equal.
 
     10 log10(255² / mean (a - b)²), a and b being `to_8bit` of image and target: a target of 16 bits
     is rounded as well. The squares are summed in integers, so the value is exact.
@@ -36,3 +38,143 @@ def psnr(
 def psnr_from_mse(mse: float) -> float:
     """-10 log10(mse): PSNR in dB of pictures in [0, 1] with this mean squared error; inf for 0."""
     return math.inf if mse == 0 else -10 * math.log10(mse)
+
+
+def ssim(
+    image: Float[Tensor, "channels height width"], target: Float[Tensor, "channels height width"]
+) -> Float[Tensor, ""]:
+    """Structural similarity: 1 for equal pictures. Differentiable.
+
+    SSIM = mean over pixels and channels of l · cs; with Gaussian-weighted moments at a pixel,
+        l  = (2 μₐ μᵦ + C₁) / (μₐ² + μᵦ² + C₁),
+        cs = (2 σₐᵦ + C₂) / (σₐ² + σᵦ² + C₂)
+    (Wang et al. 2004, eq. 6, 9, 10, 13 with α = β = γ = 1, C₃ = C₂ / 2). Only pixels whose window
+    lies inside the picture count. A side shorter than 11 pixels is given the longest odd window
+    that fits, so pictures of any size have an SSIM.
+
+    The values are taken as they are: not clamped, not rounded to 8 bits.
+    """
+    _check_pair(image, target)
+    pairs = zip(image, target, strict=True)
+    return torch.stack([_similarity(*pair)[0] for pair in pairs]).mean()
+
+
+def ms_ssim(
+    image: Float[Tensor, "channels height width"], target: Float[Tensor, "channels height width"]
+) -> Float[Tensor, ""] | None:
+    """Structural similarity over five scales; None if a side is below 161 pixels. Differentiable.
+
+    MS-SSIM = mean over channels of Π_{j<5} max(0, cs_j)^w_j · max(0, SSIM_5)^w_5, cs and SSIM being
+    means over pixels (Wang et al. 2003, eq. 7). Each scale averages 2x2 pixels of the one before;
+    an odd side gets a zero at each end first. The zeros and max are those of pytorch-msssim, with
+    which the published numbers were made. The fifth scale has to hold the window of 11 pixels:
+    161 → 81 → 41 → 21 → 11, so smaller pictures have no MS-SSIM.
+
+    The values are taken as they are: not clamped, not rounded to 8 bits.
+    """
+    _check_pair(image, target)
+    if min(image.shape[1:]) <= (WINDOW_TAPS - 1) * 2 ** (len(SCALE_WEIGHTS) - 1):
+        return None
+    pairs = zip(image, target, strict=True)
+    return torch.stack([_multiscale_similarity(*pair) for pair in pairs]).mean()
+
+
+def lpips(
+    image: Float[Tensor, "channels height width"], target: Float[Tensor, "channels height width"]
+) -> float:
+    """Perceptual distance of the package `lpips` (AlexNet, version 0.1): 0 for equal pictures.
+
+    Zhang et al., "The unreasonable effectiveness of deep features", 2018. Gray is taken as RGB.
+
+    Raises:
+        ImportError: if the package is not installed.
+        RuntimeError: if its network is not on this machine and cannot be downloaded.
+        ValueError: if the pictures have opacity.
+    """
+    _check_pair(image, target)
+    if len(image) not in (1, 3):
+        raise ValueError(f"LPIPS compares gray or RGB, got C = {len(image)}; use flatten_alpha")
+    network = _lpips_network().to(image.device)
+    pair = [picture.float().expand(3, -1, -1)[None] for picture in (image, target)]
+    with torch.no_grad():
+        return network(*pair, normalize=True).item()
+
+
+def bits_per_pixel(num_bytes: int, height: int, width: int) -> float:
+    """8 · bytes / pixels, whatever the number of channels."""
+    return 8 * num_bytes / (height * width)
+
+
+def _check_pair(image: Tensor, target: Tensor) -> None:
+    if image.shape != target.shape:
+        shapes = f"{list(image.shape)} and {list(target.shape)}"
+        raise ValueError(f"image and target must have the same shape, got {shapes}")
+    if image.numel() == 0:
+        raise ValueError(f"an image of shape {list(image.shape)} has no pixels to compare")
+
+
+def _multiscale_similarity(image: Tensor, target: Tensor) -> Tensor:
+    """MS-SSIM of one channel [H, W]."""
+    product = torch.ones((), dtype=image.dtype, device=image.device)
+    for scale, weight in enumerate(SCALE_WEIGHTS, start=1):
+        similarity, structure = _similarity(image, target)
+        term = structure if scale < len(SCALE_WEIGHTS) else similarity
+        product = product * term.relu() ** weight
+        image, target = _halve(image), _halve(target)
+    return product
+
+
+def _halve(image: Tensor) -> Tensor:
+    height, width = image.shape
+    return F.avg_pool2d(image[None], kernel_size=2, padding=(height % 2, width % 2))[0]
+
+
+def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of l · cs and of cs over one channel [H, W]."""
+    moments = _blur(torch.stack([a, b, a * a, b * b, a * b]))
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = moments
+    variances = (mean_aa - mean_a**2) + (mean_bb - mean_b**2)
+    covariance = mean_ab - mean_a * mean_b
+    structure = (2 * covariance + C2) / (variances + C2)
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    return (luminance * structure).mean(), structure.mean()
+
+
+def _blur(images: Tensor) -> Tensor:
+    """[K, H, W] averaged under the Gaussian window, where it fits."""
+    return _blur_along(_blur_along(images, dim=1), dim=2)
+
+
+def _blur_along(images: Tensor, dim: int) -> Tensor:
+    # a sum of shifted images, not a convolution, which cuDNN would round to the 10 bits of TF32
+    size = images.shape[dim]
+    weights = _window(size)
+    valid = size - len(weights) + 1
+    blurred = images.narrow(dim, 0, valid) * weights[0]
+    for shift, weight in enumerate(weights[1:], start=1):
+        blurred.add_(images.narrow(dim, shift, valid), alpha=weight)
+    return blurred
+
+
+def _window(size: int) -> list[float]:
+    taps = min(WINDOW_TAPS, size - (size + 1) % 2)
+    offsets = [tap - taps // 2 for tap in range(taps)]
+    weights = [math.exp(-(offset**2) / (2 * WINDOW_SIGMA**2)) for offset in offsets]
+    return [weight / sum(weights) for weight in weights]
+
+
+@functools.cache
+def _lpips_network() -> torch.nn.Module:
+    try:
+        import lpips as package  # pyright: ignore[reportMissingImports]: an extra
+    except ImportError as error:
+        raise ImportError('LPIPS needs a package: pip install "instantgi[lpips]"') from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torchvision, about how lpips names the weights
+            return package.LPIPS(net="alex", verbose=False).eval()
+    except OSError as error:
+        raise RuntimeError(
+            f"LPIPS needs the weights of AlexNet from torchvision, which did not load ({error}); "
+            "connect to the internet once, or leave LPIPS out"
+        ) from error

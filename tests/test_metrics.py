@@ -1,0 +1,225 @@
+import inspect
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch.testing import assert_close
+
+from instantgi.metrics import bits_per_pixel, lpips, ms_ssim, psnr, psnr_from_mse, ssim
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def picture_pair(channels: int, height: int, width: int, seed: int = 0) -> tuple:
+    """A smooth picture and a noisy one, float64 in [0, 1]."""
+    random = np.random.default_rng(seed)
+    noise = random.random((2, channels, height, width))
+    target = ndimage.gaussian_filter(noise[0], (0, 2, 2), mode="wrap")
+    target = (target - target.min()) / max(np.ptp(target), 1e-9)
+    return torch.from_numpy(np.clip(target + 0.2 * noise[1] - 0.1, 0, 1)), torch.from_numpy(target)
+
+
+def window(size: int) -> np.ndarray:
+    radius = min(11, size if size % 2 else size - 1) // 2
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 1.5) ** 2)
+    return weights / weights.sum()
+
+
+def similarity_reference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Means of SSIM and of its factor cs over [H, W], from the definition, window by window."""
+    weights = np.outer(window(a.shape[0]), window(a.shape[1]))
+    views = [np.lib.stride_tricks.sliding_window_view(x, weights.shape) for x in (a, b)]
+    mean_a, mean_b = [(view * weights).sum((-2, -1)) for view in views]
+    apart_a, apart_b = views[0] - mean_a[..., None, None], views[1] - mean_b[..., None, None]
+    var_a, var_b = [(apart**2 * weights).sum((-2, -1)) for apart in (apart_a, apart_b)]
+    covariance = (apart_a * apart_b * weights).sum((-2, -1))
+    structure = (2 * covariance + 0.03**2) / (var_a + var_b + 0.03**2)
+    luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+    return (luminance * structure).mean(), structure.mean()
+
+
+def halve_reference(a: np.ndarray) -> np.ndarray:
+    a = np.pad(a, [(side % 2, side % 2) for side in a.shape])
+    rows, columns = a.shape[0] // 2 * 2, a.shape[1] // 2 * 2
+    return (a[0:rows:2] + a[1:rows:2])[:, :columns].reshape(rows // 2, -1, 2).sum(-1) / 4
+
+
+def ms_ssim_reference(a: np.ndarray, b: np.ndarray) -> float:
+    product = 1.0
+    for scale, weight in enumerate(WEIGHTS):
+        similarity, structure = similarity_reference(a, b)
+        product *= max(similarity if scale == 4 else structure, 0) ** weight
+        a, b = halve_reference(a), halve_reference(b)
+    return product
+
+
+def mean_over_channels(function, image, target) -> float:
+    pairs = zip(image.numpy(), target.numpy(), strict=True)
+    return float(np.mean([function(*pair) for pair in pairs]))
+
+
+# --- PSNR
+
+
+def test_psnr_is_of_the_pictures_as_8_bits():
+    target = torch.rand(3, 17, 13, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(3, 17, 13, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.2
+    stored = [np.rint(x.clamp(0, 1).numpy() * 255).astype(int) for x in (image, target)]
+    expected = 10 * math.log10(255**2 / np.mean((stored[0] - stored[1]) ** 2))
+    # both sums are exact, so only the rounding of a few float64 operations remains
+    assert psnr(image, target) == pytest.approx(expected, rel=1e-14)
+
+
+def test_psnr_of_one_level_everywhere():
+    target = torch.full((3, 4, 5), 100 / 255)
+    assert psnr(target + 1 / 255, target) == pytest.approx(20 * math.log10(255), rel=1e-14)
+    assert psnr(target + 0.4 / 255, target) == math.inf
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_psnr_of_black_and_white_is_0(channels):
+    assert psnr(torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1)) == 0
+
+
+def test_psnr_from_mse():
+    assert psnr_from_mse(0.01) == pytest.approx(20, rel=1e-15)
+    assert psnr_from_mse(0.0) == math.inf
+
+
+def test_psnr_refuses_nan():
+    with pytest.raises(ValueError, match="NaN"):
+        psnr(torch.full((1, 1, 1), math.nan), torch.zeros(1, 1, 1))
+
+
+# --- SSIM
+
+
+@pytest.mark.parametrize(
+    "channels, height, width",
+    [(3, 40, 51), (1, 11, 11), (4, 12, 11), (1, 1, 1), (3, 1, 30), (3, 30, 2), (2, 10, 4)],
+)
+def test_ssim_matches_reference(channels, height, width):
+    image, target = picture_pair(channels, height, width)
+    expected = mean_over_channels(lambda a, b: similarity_reference(a, b)[0], image, target)
+    # float64: E[x²] - E[x]² cancels to 1e-16 where C₂ = 9e-4 is the smallest divisor
+    assert ssim(image, target).item() == pytest.approx(expected, rel=1e-12)
+    # float32: 4 roundings of 2**-24 in E[x²] and E[x]² over a variance of 0.2² / 12, the noise, are
+    # 7e-5 at one pixel; they have both signs, and the mean is off by less than a tenth of that
+    assert ssim(image.float(), target.float()).item() == pytest.approx(expected, abs=7e-6)
+
+
+def test_ssim_matches_scipy():
+    image, target = picture_pair(1, 60, 70)
+    a, b = image[0].numpy(), target[0].numpy()
+    # truncate=3.5 cuts σ = 1.5 at 5 pixels: 11 taps
+    moments = [ndimage.gaussian_filter(x, 1.5, truncate=3.5) for x in (a, b, a * a, b * b, a * b)]
+    mean_a, mean_b, aa, bb, ab = [x[5:-5, 5:-5] for x in moments]
+    top = (2 * mean_a * mean_b + 1e-4) * (2 * (ab - mean_a * mean_b) + 9e-4)
+    bottom = (mean_a**2 + mean_b**2 + 1e-4) * (aa - mean_a**2 + bb - mean_b**2 + 9e-4)
+    assert ssim(image, target).item() == pytest.approx((top / bottom).mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("height, width", [(161, 161), (256, 176), (161, 200), (174, 163)])
+def test_ms_ssim_matches_reference(height, width):
+    image, target = picture_pair(2, height, width)
+    expected = mean_over_channels(ms_ssim_reference, image, target)
+    value, coarse = ms_ssim(image, target), ms_ssim(image.float(), target.float())
+    assert value is not None and coarse is not None
+    # tolerances as for SSIM above
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+    assert coarse.item() == pytest.approx(expected, abs=7e-6)
+
+
+@pytest.mark.parametrize("height, width", [(160, 300), (300, 160), (1, 1)])
+def test_small_pictures_have_no_ms_ssim(height, width):
+    assert ms_ssim(*picture_pair(1, height, width)) is None
+
+
+def test_ms_ssim_of_opposites_is_0():
+    image, _ = picture_pair(1, 161, 161)
+    assert ms_ssim(image, 1 - image) == 0
+
+
+@pytest.mark.parametrize("measure", [ssim, ms_ssim])
+def test_similarity_is_1_for_equal_pictures_and_symmetric(measure):
+    image, target = picture_pair(3, 170, 190)
+    # a mean of 3e4 ratios x / x
+    assert measure(target, target).item() == pytest.approx(1, abs=1e-12)
+    assert measure(image, target).item() == pytest.approx(measure(target, image).item(), rel=1e-12)
+    assert measure(image, target) < 0.99
+
+
+@pytest.mark.parametrize("measure", [ssim, ms_ssim])
+def test_similarity_has_the_gradient_of_finite_differences(measure):
+    image, target = picture_pair(1, 161, 165)
+    image.requires_grad_()
+    measure(image, target).backward()
+    direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).double()
+    step = 1e-6 * direction
+    with torch.no_grad():
+        difference = (measure(image + step, target) - measure(image - step, target)) / 2e-6
+    assert image.grad is not None
+    # the third derivative adds step² * (1 / C₂)² = 1e-6, the rounding of the sums 1e-16 / 1e-6
+    assert_close((image.grad * direction).sum(), difference, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim, ms_ssim, lpips])
+def test_shapes_must_agree_and_hold_pixels(measure):
+    measure = inspect.unwrap(measure)  # without the check of shapes that tests add
+    with pytest.raises(ValueError, match=r"same shape, got \[3, 4, 5\] and \[1, 4, 5\]"):
+        measure(torch.zeros(3, 4, 5), torch.zeros(1, 4, 5))
+    with pytest.raises(ValueError, match=r"shape \[3, 0, 5\] has no pixels"):
+        measure(torch.zeros(3, 0, 5), torch.zeros(3, 0, 5))
+
+
+# --- LPIPS, bits
+
+
+@pytest.fixture
+def fresh_lpips(monkeypatch):
+    """Forgets the network before and after, and puts a stand-in for the package in its place."""
+    from instantgi import metrics
+
+    network = inspect.unwrap(metrics._lpips_network)
+    monkeypatch.setattr(metrics, "_lpips_network", network)
+
+    def replace(package):
+        monkeypatch.setitem(sys.modules, "lpips", package)
+
+    return replace
+
+
+def test_lpips_without_its_package_says_how_to_install_it(fresh_lpips):
+    fresh_lpips(None)
+    with pytest.raises(ImportError, match=r'pip install "instantgi\[lpips\]"'):
+        lpips(torch.zeros(3, 64, 64), torch.zeros(3, 64, 64))
+
+
+def test_lpips_without_its_weights_says_so(fresh_lpips):
+    def no_connection(**options):
+        raise OSError("no route to host")
+
+    fresh_lpips(types.SimpleNamespace(LPIPS=no_connection))
+    with pytest.raises(RuntimeError, match="weights of AlexNet .*no route to host"):
+        lpips(torch.zeros(3, 64, 64), torch.zeros(3, 64, 64))
+
+
+def test_lpips_hands_over_rgb_in_0_to_1(fresh_lpips):
+    class Network(torch.nn.Module):
+        def forward(self, image, target, normalize):
+            assert image.shape == target.shape == (1, 3, 5, 7) and normalize
+            return (image - target).mean().reshape(1, 1, 1, 1)
+
+    fresh_lpips(types.SimpleNamespace(LPIPS=lambda net, verbose: Network()))
+    for channels in (1, 3):
+        assert lpips(torch.ones(channels, 5, 7), torch.zeros(channels, 5, 7)) == 1
+    with pytest.raises(ValueError, match="gray or RGB, got C = 4; use flatten_alpha"):
+        lpips(torch.ones(4, 5, 7), torch.zeros(4, 5, 7))
+
+
+def test_bits_per_pixel_counts_pixels_and_not_values():
+    assert bits_per_pixel(num_bytes=100, height=10, width=20) == 4
