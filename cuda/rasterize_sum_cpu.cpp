@@ -111,7 +111,8 @@ template <typename T>
 bool prepare(const Scene<T>& scene, int64_t n, Splat<T>& out) {
     const T* mean = scene.means + 2 * n;
     const T* l = scene.cholesky + 3 * n;
-    bool finite = std::isfinite(mean[0] + mean[1]) && std::isfinite(l[0] + l[1] + l[2]);
+    bool finite = std::isfinite(mean[0]) && std::isfinite(mean[1]);
+    for (int i = 0; i < 3; ++i) finite = finite && std::isfinite(l[i]);
     for (int64_t k = 0; k < scene.channels; ++k)
         finite = finite && std::isfinite(scene.colors[n * scene.channels + k]);
     out.mean_x = mean[0];
@@ -122,6 +123,7 @@ bool prepare(const Scene<T>& scene, int64_t n, Splat<T>& out) {
     // In double: the square of a float never overflows.
     const auto whiten = whitening<double>(l[0], l[1], l[2]);
     const auto reach = extent<double>(l[0], l[1], l[2], [](double x) { return std::sqrt(x); });
+    if (!(std::abs(whiten.b) < 1e30)) return true;  // 1e30 times longer than thin: its line misses all centers
     out.whiten = {T(whiten.a), T(whiten.b), T(whiten.c)};
     out.extent = {T(reach.reach_x), T(reach.reach_y), T(reach.slope), T(reach.half), T(reach.widest)};
     const double grown_x = reach.reach_x + slack(reach.reach_x);
@@ -135,27 +137,35 @@ bool prepare(const Scene<T>& scene, int64_t n, Splat<T>& out) {
     return true;
 }
 
-template <typename T>
-struct Message {
-    static const char* not_finite(int64_t n) {
+// The first Gaussian that cannot be drawn, found by several threads.
+class FirstBad {
+   public:
+    explicit FirstBad(int64_t num) : first_(num), num_(num) {}
+    void add(int64_t n) {
+        int64_t seen = first_.load();
+        while (n < seen && !first_.compare_exchange_weak(seen, n)) {
+        }
+    }
+    const char* message() const {
+        if (first_ == num_) return nullptr;
         static thread_local char text[96];
-        std::snprintf(text, sizeof text, "Gaussian %lld has a parameter that is not finite", (long long)n);
+        std::snprintf(text, sizeof text, "Gaussian %lld has a parameter that is not finite", (long long)first_.load());
         return text;
     }
+
+   private:
+    std::atomic<int64_t> first_;
+    int64_t num_;
 };
 
 template <typename T>
 const char* prepare_all(const Scene<T>& scene, int num_threads, Splat<T>* splats) {
-    std::atomic<int64_t> bad{scene.num};
+    FirstBad bad(scene.num);
     parallel_ranges(scene.num, 1024, num_threads, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n)
-            if (!prepare(scene, n, splats[n])) {
-                int64_t seen = bad.load();
-                while (n < seen && !bad.compare_exchange_weak(seen, n)) {
-                }
-            }
+            if (!prepare(scene, n, splats[n])) bad.add(n);
     });
-    return bad < scene.num ? Message<T>::not_finite(bad) : nullptr;
+    return bad.message();
 }
 
 // First and one past the last block column that the ellipse may touch, in 16 block rows from `row`.
@@ -429,11 +439,11 @@ const char* backward(const Scene<T>& scene, const T* gradient, double scale, Coo
                      T* grad_geometry, T* grad_colors, int num_threads) {
     const int64_t rows = scene.rows(), cols = scene.cols();
     const Lanes<T> lanes;
-    std::atomic<int64_t> bad{scene.num};
+    FirstBad bad(scene.num);
     parallel_ranges(scene.num, 256, num_threads, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
             Splat<T> g;
-            if (!prepare(scene, n, g)) bad = n;
+            if (!prepare(scene, n, g)) bad.add(n);
             T moments[5] = {};
             for_each_group(scene.channels, [&](int64_t first, auto group) {
                 constexpr int C = decltype(group)::value;
@@ -468,7 +478,7 @@ const char* backward(const Scene<T>& scene, const T* gradient, double scale, Coo
             }
         }
     });
-    return bad < scene.num ? Message<T>::not_finite(bad) : nullptr;
+    return bad.message();
 }
 
 template <typename T>

@@ -141,6 +141,7 @@ class Gaussians:
 
         Drawn at height x width they give exactly that part of the picture.
         """
+        check_size(height, width)
         moved = self.translated(-x, -y)
         reach = RADIUS * torch.stack([moved.cholesky[:, 0].abs(), moved.cholesky[:, 1:].norm(dim=-1)], -1)
         size = self.means.new_tensor([width, height])
@@ -207,7 +208,7 @@ class Gaussians:
             raise ValueError(f"{path}: damaged: {error}") from None
 
 
-RADIUS = 3.3289927124096225  # √(2 ln 255): standard deviations at which a weight falls to 1/255
+RADIUS = 3.3290429691304455  # √(2 ln 255): standard deviations at which a weight falls to 1/255
 
 
 def check_size(height: int, width: int) -> None:

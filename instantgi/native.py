@@ -16,6 +16,8 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "native"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 REINSTALL = "reinstall with a C++17 compiler (pip install --force-reinstall --no-deps instantgi)"
+_forked = False  # whether this process is the fork of another that had loaded torch
+OUT_OF_MEMORY = (b"not enough memory", b"out of memory")  # what the kernels answer to std::bad_alloc
 
 
 def instruction_set() -> str:
@@ -46,7 +48,8 @@ def cpu_library() -> ctypes.CDLL:
 
 def _parallel_region() -> ctypes.c_void_p:
     """`GOMP_parallel` of the OpenMP runtime that torch has loaded, or null; see cuda/parallel.h."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+    libraries = () if _forked else (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")
+    for path in sorted(libraries):
         # RTLD_NOLOAD: only the copy that is already running, never a second one
         try:
             runtime = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
@@ -56,17 +59,34 @@ def _parallel_region() -> ctypes.c_void_p:
     return ctypes.c_void_p(None)
 
 
+def _leave_parallel_region() -> None:
+    """A forked child has none of the OpenMP threads, and their runtime would wait for them forever."""
+    global _forked
+    _forked = True
+    if cpu_library.cache_info().currsize:
+        cpu_library().instantgi_set_parallel_region(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_parallel_region)
+
+
 def call_cpu(name: str, *arguments: Tensor | int | float | None) -> None:
     """Call `instantgi_<name>` of the CPU library: tensors as pointers, then the thread count.
 
     Tensors must be contiguous and on the CPU; integers are passed as int64, floats as double, None as
-    a null pointer. The kernel returns 0, or a text that becomes a RuntimeError.
+    a null pointer.
+
+    Raises:
+        ValueError: if the kernel refuses its arguments, with the kernel's text.
+        MemoryError: if there is not enough memory.
     """
     function = getattr(cpu_library(), f"instantgi_{name}")
     function.restype = ctypes.c_char_p
     error = function(*map(_to_c, arguments), ctypes.c_int64(torch.get_num_threads()))
     if error:
-        raise RuntimeError(f"{name}: {error.decode()}")
+        kind = MemoryError if error in OUT_OF_MEMORY else ValueError
+        raise kind(f"{name}: {error.decode()}")
 
 
 def _to_c(value: Tensor | int | float | None):

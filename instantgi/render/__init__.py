@@ -41,6 +41,12 @@ def rasterize(
         ValueError: if the size or step is not positive, or a parameter is not finite.
     """
     check_size(height, width)
+    if not all(0 < value < float("inf") for value in step):
+        raise ValueError(f"step must be two positive numbers, got {tuple(step)}")
+    if not all(abs(value) < float("inf") for value in origin):
+        raise ValueError(f"origin must be two finite numbers, got {tuple(origin)}")
+    if max_per_tile is not None and max_per_tile < 1:
+        raise ValueError(f"max_per_tile must be at least 1, got {max_per_tile}")
     if tuple(step) != (1.0, 1.0) or tuple(origin) != (0.0, 0.0):
         gaussians = gaussians.translated(-origin[0], -origin[1]).scaled(1 / step[0], 1 / step[1])
     limits = None if max_per_tile is None else published_tile_limits(gaussians, height, width, max_per_tile)

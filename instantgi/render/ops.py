@@ -1,7 +1,7 @@
 """The rasterizer as torch operators: schema, shapes, autograd; the dispatcher picks the kernel.
 
-`rasterize_sum` is the public one, on planar pictures. A fit works on pictures in blocks of 4x4 pixels, the
-kernels' own layout: `to_blocks` once, then `rasterize_error` and `rasterize_error_backward` per step.
+`rasterize_sum` is the public one, on planar pictures. A fit works on pictures in blocks of 4x4
+pixels, the kernels' own layout: `to_blocks` once, then `rasterize_error` and its backward per step.
 """
 
 import torch
@@ -12,109 +12,150 @@ from instantgi.native import call_cpu
 GROUP = 4  # channels drawn in one pass, kGroup in cuda/rasterize_sum_cpu.cpp
 COLORS_ONLY, LOCAL, PARAMETERS = 0, 1, 2  # enum Coordinates there
 
+SCENE = "Tensor means, Tensor cholesky, Tensor colors"
+# `torch.library.custom_op` would say the same, but imports torch._dynamo (1.4 s) at the first call.
+for schema in (
+    f"rasterize_sum({SCENE}, int height, int width, Tensor? tile_limits) -> Tensor",
+    f"rasterize_sum_backward(Tensor grad_image, {SCENE}, Tensor? tile_limits) -> (Tensor, Tensor, Tensor)",
+    f"rasterize_error({SCENE}, Tensor target, int height, int width, bool clamp) -> (Tensor, Tensor)",
+    f"rasterize_error_backward(Tensor residual, {SCENE}, int height, int width, float scale, "
+    "int coordinates) -> (Tensor, Tensor)",
+):
+    torch.library.define(f"instantgi::{schema.split('(')[0]}", schema[schema.index("(") :])
 
-@torch.library.custom_op("instantgi::rasterize_sum", mutates_args=(), device_types="cpu")
-def rasterize_sum(
-    means: Tensor, cholesky: Tensor, colors: Tensor, height: int, width: int, tile_limits: Tensor | None
-) -> Tensor:
+rasterize_sum = torch.ops.instantgi.rasterize_sum
+rasterize_sum_backward = torch.ops.instantgi.rasterize_sum_backward
+rasterize_error = torch.ops.instantgi.rasterize_error
+rasterize_error_backward = torch.ops.instantgi.rasterize_error_backward
+
+
+@torch.library.impl("instantgi::rasterize_sum", "CPU")
+def _(means, cholesky, colors, height, width, tile_limits):
     image = colors.new_empty(colors.shape[1], height, width)
     call_cpu("rasterize_sum", *_scene(means, cholesky, colors, height, width, tile_limits), image)
     return image
 
 
-@rasterize_sum.register_fake
+@torch.library.register_fake("instantgi::rasterize_sum")
 def _(means, cholesky, colors, height, width, tile_limits):
     return colors.new_empty(colors.shape[1], height, width)
 
 
-@torch.library.custom_op("instantgi::rasterize_sum_backward", mutates_args=(), device_types="cpu")
-def rasterize_sum_backward(
-    grad_image: Tensor, means: Tensor, cholesky: Tensor, colors: Tensor, tile_limits: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+@torch.library.impl("instantgi::rasterize_sum_backward", "CPU")
+def _(grad_image, means, cholesky, colors, tile_limits):
     height, width = grad_image.shape[1:]
     scene = _scene(means, cholesky, colors, height, width, tile_limits)
     geometry, grad_colors = colors.new_empty(len(means), 5), torch.empty_like(scene[7])
     call_cpu("rasterize_sum_backward", *scene, grad_image.contiguous(), geometry, grad_colors)
-    return geometry[:, :2].contiguous(), geometry[:, 2:].contiguous(), grad_colors
+    # clone, not contiguous: of a single Gaussian that would be two views of one tensor
+    return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
 
 
-@rasterize_sum_backward.register_fake
+@torch.library.register_fake("instantgi::rasterize_sum_backward")
 def _(grad_image, means, cholesky, colors, tile_limits):
     num, channels = colors.shape
     return means.new_empty(num, 2), means.new_empty(num, 3), means.new_empty(num, channels)
 
 
-def _setup(ctx, inputs, output):
+def _save_scene(ctx, inputs, output):
     means, cholesky, colors, _, _, tile_limits = inputs
     ctx.save_for_backward(means, cholesky, colors, tile_limits)
 
 
-def _backward(ctx, grad_image):
-    grads = rasterize_sum_backward(grad_image, *ctx.saved_tensors)
-    return *grads, None, None, None
+def _rasterize_sum_backward(ctx, grad_image):
+    return *rasterize_sum_backward(grad_image, *ctx.saved_tensors), None, None, None
 
 
-rasterize_sum.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd(
+    "instantgi::rasterize_sum", _rasterize_sum_backward, setup_context=_save_scene
+)
 
 
-@torch.library.custom_op("instantgi::rasterize_error", mutates_args=(), device_types="cpu")
-def rasterize_error(
-    means: Tensor, cholesky: Tensor, colors: Tensor, target_blocks: Tensor, height: int, width: int, clamp: bool
-) -> tuple[Tensor, Tensor]:
+@torch.library.impl("instantgi::rasterize_error", "CPU")
+def _(means, cholesky, colors, target, height, width, clamp):
     """The picture minus the target, in blocks, and the sum of its squares (float64, a scalar).
 
-    With `clamp` the picture is clamped to [0, 1] first, and the residual is 0 where that is active, so that
-    it always is half the gradient of the sum of squares.
+    With `clamp` the picture is clamped to [0, 1] first, and the residual is 0 where that is active,
+    so that it always is half the gradient of the sum of squares.
     """
-    residual, squares = torch.empty_like(target_blocks), torch.empty((), dtype=torch.float64)
+    residual, squares = torch.empty_like(target), torch.empty((), dtype=torch.float64)
     scene = _scene(means, cholesky, colors, height, width, None)
-    call_cpu("rasterize_error", *scene, target_blocks, int(clamp), residual, squares)
+    call_cpu("rasterize_error", *scene, target, int(clamp), residual, squares)
     return residual, squares
 
 
-@rasterize_error.register_fake
-def _(means, cholesky, colors, target_blocks, height, width, clamp):
-    return torch.empty_like(target_blocks), means.new_empty((), dtype=torch.float64)
+@torch.library.register_fake("instantgi::rasterize_error")
+def _(means, cholesky, colors, target, height, width, clamp):
+    return torch.empty_like(target), means.new_empty((), dtype=torch.float64)
 
 
-@torch.library.custom_op("instantgi::rasterize_error_backward", mutates_args=(), device_types="cpu")
-def rasterize_error_backward(
-    residual: Tensor,
-    means: Tensor,
-    cholesky: Tensor,
-    colors: Tensor,
-    height: int,
-    width: int,
-    scale: float,
-    coordinates: int,
-) -> tuple[Tensor, Tensor]:
+@torch.library.impl("instantgi::rasterize_error_backward", "CPU")
+def _(residual, means, cholesky, colors, height, width, scale, coordinates):
     """`scale` · the gradient of ½ Σ residual²: of geometry [N, 5] and colors [N, C].
 
-    Geometry is (u1, u2, s11, s12, s22) at 0 in mean + L u and L (I + S) Lᵀ for LOCAL; means and cholesky
-    for PARAMETERS; [0, 5] for COLORS_ONLY.
+    Geometry is (u1, u2, s11, s12, s22) at 0 in mean + L u and L (I + S) Lᵀ for LOCAL; means and
+    cholesky for PARAMETERS; [0, 5] for COLORS_ONLY.
     """
     scene = _scene(means, cholesky, colors, height, width, None)
     geometry = colors.new_empty(0 if coordinates == COLORS_ONLY else len(means), 5)
     grad_colors = torch.empty_like(scene[7])
-    call_cpu("rasterize_error_backward", *scene, residual, scale, coordinates, geometry, grad_colors)
+    arguments = (residual, scale, coordinates, geometry, grad_colors)
+    call_cpu("rasterize_error_backward", *scene, *arguments)
     return geometry, grad_colors
 
 
-@rasterize_error_backward.register_fake
+@torch.library.register_fake("instantgi::rasterize_error_backward")
 def _(residual, means, cholesky, colors, height, width, scale, coordinates):
-    rows = 0 if coordinates == COLORS_ONLY else len(means)
+    rows = 0 if coordinates == COLORS_ONLY else means.shape[0]
     return colors.new_empty(rows, 5), torch.empty_like(colors)
 
 
-def _scene(means: Tensor, cholesky: Tensor, colors: Tensor, height: int, width: int, limits: Tensor | None):
+class _MeanSquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, means, cholesky, colors, target, height, width, clamp):
+        residual, squares = rasterize_error(means, cholesky, colors, target, height, width, clamp)
+        ctx.save_for_backward(residual, means, cholesky, colors)
+        ctx.size = height, width
+        return (squares / (colors.shape[1] * height * width)).to(colors.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        residual, means, cholesky, colors = ctx.saved_tensors
+        height, width = ctx.size
+        scale = 2 * float(grad) / (colors.shape[1] * height * width)
+        geometry, grad_colors = rasterize_error_backward(
+            residual, means, cholesky, colors, height, width, scale, PARAMETERS
+        )
+        return geometry[:, :2], geometry[:, 2:], grad_colors, None, None, None, None
+
+
+def mean_squared_error(
+    means: Tensor,
+    cholesky: Tensor,
+    colors: Tensor,
+    target: Tensor,
+    height: int,
+    width: int,
+    clamp: bool,
+) -> Tensor:
+    """Mean over pixels and channels of (picture − target)², target in blocks; differentiable.
+
+    With `clamp` the picture is clamped to [0, 1] first, as GaussianImage does.
+    """
+    return _MeanSquaredError.apply(means, cholesky, colors, target, height, width, clamp)
+
+
+def _scene(means, cholesky, colors, height, width, tile_limits):
+    """The arguments that every kernel starts with."""
     if means.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the rasterizer works in float32 or float64, got {means.dtype}")
     tensors = (means.contiguous(), cholesky.contiguous(), colors.contiguous())
-    return (int(means.dtype == torch.float64), len(means), colors.shape[1], height, width, *tensors, limits)
+    is_double = int(means.dtype == torch.float64)
+    return is_double, len(means), colors.shape[1], height, width, *tensors, tile_limits
 
 
 def to_blocks(image: Tensor) -> Tensor:
-    """A picture [C, H, W] as the kernels hold it, flat: groups of 4 channels, each in blocks of 4x4 pixels."""
+    """A picture [C, H, W] as the kernels hold it, flat: groups of 4 channels in blocks of 4x4."""
     height, width = image.shape[1:]
     padded = torch.nn.functional.pad(image, (0, -width % 4, 0, -height % 4))
     rows, cols = padded.shape[1] // 4, padded.shape[2] // 4
@@ -125,7 +166,11 @@ def to_blocks(image: Tensor) -> Tensor:
 def from_blocks(blocks: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `to_blocks`."""
     rows, cols = -(-height // 4), -(-width // 4)
-    channels = blocks.numel() // (rows * cols * 16)
-    groups = blocks.split([rows * cols * 16 * min(GROUP, channels - first) for first in range(0, channels, GROUP)])
-    planes = [g.reshape(rows, cols, -1, 4, 4).permute(2, 0, 3, 1, 4).reshape(-1, rows * 4, cols * 4) for g in groups]
+    pixels = rows * cols * 16
+    channels = blocks.numel() // pixels
+    sizes = [pixels * min(GROUP, channels - first) for first in range(0, channels, GROUP)]
+    planes = [
+        group.reshape(rows, cols, -1, 4, 4).permute(2, 0, 3, 1, 4).reshape(-1, rows * 4, cols * 4)
+        for group in blocks.split(sizes)
+    ]
     return torch.cat(planes)[:, :height, :width]

@@ -1,0 +1,40 @@
+"""image → Gaussians, by optimisation."""
+
+from collections.abc import Callable
+
+from instantgi.fit.colors import solve_colors
+from instantgi.fit.gaussianimage import GaussianImage
+from instantgi.fit.local_adam import LocalAdam
+from instantgi.fit.loop import Fitter, Progress, fit_image
+from instantgi.fit.start import default_count, heuristic_start
+
+METHODS: dict[str, Callable[[], Fitter]] = {
+    "instantgi": LocalAdam,
+    "gaussianimage": GaussianImage,
+    "gaussianimage-rs": lambda: GaussianImage("rs"),
+}
+
+
+def make_fitter(method: str) -> Fitter:
+    """The fitter of this name.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    if method not in METHODS:
+        raise ValueError(f'method must be one of {", ".join(METHODS)}, got "{method}"')
+    return METHODS[method]()
+
+
+__all__ = [
+    "Fitter",
+    "GaussianImage",
+    "LocalAdam",
+    "METHODS",
+    "Progress",
+    "default_count",
+    "fit_image",
+    "heuristic_start",
+    "make_fitter",
+    "solve_colors",
+]

@@ -1,0 +1,130 @@
+"""Our own way of fitting: Adam in each Gaussian's own frame, and Gaussians that move where they are needed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from instantgi.filters import gaussian_blur
+from instantgi.fit.colors import solve_colors
+from instantgi.fit.start import heuristic_start
+from instantgi.gaussians import Gaussians
+from instantgi.native import call_cpu
+from instantgi.render.ops import (
+    LOCAL,
+    from_blocks,
+    rasterize_error,
+    rasterize_error_backward,
+    to_blocks,
+)
+
+torch.library.define(
+    "instantgi::local_adam_",
+    "(Tensor(a!) means, Tensor(b!) cholesky, Tensor(c!) colors, Tensor grad_geometry, Tensor grad_colors, "
+    "Tensor(d!) state, float rate, float color_rate, float[] betas, float[] corrections) -> ()",
+)
+
+
+@torch.library.impl("instantgi::local_adam_", "CPU")
+def _(means, cholesky, colors, grad_geometry, grad_colors, state, rate, color_rate, betas, corrections):
+    tensors = (means, cholesky, colors, grad_geometry, grad_colors, state)
+    call_cpu("local_adam", *colors.shape, *tensors, rate, color_rate, *betas, *corrections)
+
+
+class LocalAdam:
+    """Adam on the squared error of the unclamped sum, in coordinates in which all Gaussians are alike.
+
+    A step moves the mean by L u and turns Σ = L Lᵀ into L (I + S) Lᵀ: u and S have no unit, so one rate
+    serves Gaussians of every size and direction, and their gradients are the moments Σ w q z and
+    ½ Σ w q z zᵀ that the backward pass sums anyway. |u| ≤ 1 and |S| ≤ 0.6 a step.
+
+    β₁ grows as 1 − 1 / (4 + t / 10): short fits want little momentum, long ones much. The rate falls
+    with the root of what is left of the fit. Five times in the first half the 5 % of the Gaussians that
+    carry least, |c|² π det L, are put where a new one would take most error away. Measured against
+    other choices in docs/results.md.
+
+    Args:
+        rate: first step size, in standard deviations.
+        color_rate: of colors, relative to `rate`.
+        beta2: decay of the mean square gradient.
+        relocations: shares of the fit at which Gaussians are moved.
+        relocated: share of the Gaussians that is moved each time.
+        solve_iterations: color iterations before the first step, when the method makes its own start.
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.15,
+        color_rate: float = 0.08,
+        beta2: float = 0.9,
+        relocations: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5),
+        relocated: float = 0.05,
+        solve_iterations: int = 10,
+    ):
+        self.rate, self.color_rate, self.beta2 = rate, color_rate, beta2
+        self.relocations, self.relocated = relocations, relocated
+        self.solve_iterations = solve_iterations
+
+    def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
+        self.height, self.width = image.shape[1:]
+        if init is None:
+            init = heuristic_start(image, num_gaussians)
+            init = solve_colors(init, image, self.solve_iterations)
+        self.target = to_blocks(image.detach().float())
+        fields = init.detach().to(torch.float32)
+        self.means, self.cholesky, self.colors = (
+            field.clone(memory_format=torch.contiguous_format)
+            for field in (fields.means, fields.cholesky, fields.colors)
+        )
+        self.state = self.colors.new_zeros(len(init), 5 + self.colors.shape[1], 2)
+        self.iteration, self.beta1_product, self.moved = 0, 1.0, 0
+
+    def step(self, progress: float) -> Tensor:
+        scene = (self.means, self.cholesky, self.colors)
+        size = (self.height, self.width)
+        residual, squares = rasterize_error(*scene, self.target, *size, False)
+        self.iteration += 1
+        if self.moved < len(self.relocations) and progress >= self.relocations[self.moved]:
+            # Takes the place of an update: its one forward pass is the whole cost.
+            self.moved += 1
+            self._relocate(from_blocks(residual, *size))
+            return squares
+        gradients = rasterize_error_backward(residual, *scene, *size, 1.0, LOCAL)
+        rate = self.rate * (0.05 + 0.95 * math.sqrt(1 - progress))
+        beta1 = 1 - 1 / (4 + self.iteration / 10)
+        self.beta1_product *= beta1
+        corrections = [1 / (1 - self.beta1_product), 1 / (1 - self.beta2**self.iteration)]
+        torch.ops.instantgi.local_adam_(
+            *scene,
+            *gradients,
+            self.state,
+            rate,
+            rate * self.color_rate,
+            [beta1, self.beta2],
+            corrections,
+        )
+        return squares
+
+    def gaussians(self) -> Gaussians:
+        return Gaussians(self.means.clone(), self.cholesky.clone(), self.colors.clone())
+
+    def _relocate(self, residual: Tensor, deviation: float = 0.6) -> None:
+        """Move the Gaussians that carry least to where a small round one gains most.
+
+        A Gaussian w with color c changes Σ residual² by |c|² Σ w² + 2 c · Σ w residual, so the best one at
+        a pixel takes |Σ w residual|² / Σ w² away, with c = −Σ w residual / Σ w². Only local maxima of that
+        gain are taken, and half of the color: the neighbors will do their part.
+        """
+        blurred = gaussian_blur(-residual, deviation)  # Σ w (−residual) / Σ w, and Σ w = 2 Σ w²
+        gain = blurred.square().sum(0)
+        peaks = torch.nn.functional.max_pool2d(gain[None], 3, 1, 1)[0] == gain
+        best = (gain * peaks).flatten()
+        count = min(int(self.relocated * len(self.means)), int((best > 0).sum()))
+        places = best.topk(count).indices
+        carried = self.colors.square().sum(1) * (self.cholesky[:, 0] * self.cholesky[:, 2]).abs()
+        least = carried.topk(count, largest=False).indices
+        rows, cols = places // self.width, places % self.width
+        self.means[least] = torch.stack([cols, rows], -1) + 0.5
+        self.cholesky[least] = self.cholesky.new_tensor([deviation, 0.0, deviation])
+        self.colors[least] = blurred.flatten(1)[:, places].T.contiguous()
+        self.state[least] = 0

@@ -1,0 +1,149 @@
+"""The one loop that fits Gaussians to a picture; what differs between methods is a `Fitter`."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from instantgi.gaussians import Gaussians
+from instantgi.metrics import psnr_from_mse
+
+
+class Fitter(Protocol):
+    """A method: its parameters and how one step moves them."""
+
+    def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
+        """Make the parameters for image [C, H, W], from `init` where it is given."""
+
+    def step(self, progress: float) -> Tensor:
+        """Move the parameters once; the sum of squared errors before the move (float64, a scalar).
+
+        `progress` runs from 0 to 1 over the iterations or seconds of the fit.
+        """
+        ...
+
+    def gaussians(self) -> Gaussians:
+        """The Gaussians as they are now."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a caller sees while a fit runs."""
+
+    iteration: int  # steps done
+    seconds: float  # since the fit began, without the time spent in callbacks
+    psnr: float  # dB, of the float picture before the last step
+    fitter: Fitter
+
+
+def fit_image(
+    image: Float[Tensor, "C H W"],
+    init: Gaussians | None = None,
+    *,
+    method: str | Fitter = "instantgi",
+    num_gaussians: int | None = None,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    psnr: float | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    report_every: int = 10,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Gaussians:
+    """Gaussians whose sum is as close to the image as the method brings it.
+
+    Stops at whichever comes first of `iterations`, `seconds`, `psnr` and `patience`; schedules follow the
+    share of iterations or seconds that has passed. Without a limit of seconds the same seed gives the same
+    bytes on the same machine.
+
+    Args:
+        image: in [0, 1], any number of channels.
+        init: where to start; by default the method's own start with `num_gaussians`.
+        method: "instantgi", "gaussianimage" (Cholesky), "gaussianimage-rs", or a `Fitter`.
+        num_gaussians: by default 0.11 per pixel; an upper limit for "instantgi".
+        iterations: steps, each one forward and one backward pass; by default 300 if no other limit is set.
+        seconds: wall-clock time.
+        psnr: dB; stops once the float picture has reached it.
+        patience: stops after so many steps in which the PSNR rose by less than 0.01 dB.
+        seed: of the random start and choices of the method, if it has any.
+        report_every: steps between two looks at the error (PSNR stop, plateau, callback).
+        on_progress: called with `Progress` at every look and at the end.
+
+    Raises:
+        ValueError: if an argument is out of range, the image is not finite, or `init` does not fit it.
+    """
+    from instantgi.fit import make_fitter
+    from instantgi.fit.start import default_count
+
+    if image.ndim != 3 or image.numel() == 0 or not image.is_floating_point():
+        raise ValueError(
+            f"image must be a float tensor [C, H, W], got {list(image.shape)} {image.dtype}"
+        )
+    if not image.isfinite().all():
+        raise ValueError("image has values that are not finite")
+    if init is not None and init.colors.shape[1] != len(image):
+        raise ValueError(f"init has {init.colors.shape[1]} channels, the image has {len(image)}")
+    limits = {"iterations": iterations, "seconds": seconds, "psnr": psnr, "patience": patience}
+    for name, value in limits.items():
+        if value is not None and not (0 <= value < math.inf):
+            raise ValueError(f"{name} must be a number of at least 0, got {value}")
+    if all(value is None for value in limits.values()):
+        iterations = 300
+    fitter = make_fitter(method) if isinstance(method, str) else method
+    fitter.start(image, init, num_gaussians or default_count(*image.shape[1:]), seed)
+    watch = _Watch(image.numel(), iterations, seconds, psnr, patience, report_every, on_progress)
+    while not watch.is_over():
+        watch.step(fitter)
+    return fitter.gaussians().detach()
+
+
+class _Watch:
+    """Counts steps and seconds, and knows when to stop."""
+
+    def __init__(self, count, iterations, seconds, psnr, patience, report_every, on_progress):
+        self.count, self.iterations, self.seconds = count, iterations, seconds
+        self.psnr, self.patience = psnr, patience
+        self.report_every, self.on_progress = max(1, report_every), on_progress
+        self.iteration, self.best, self.best_iteration = 0, -math.inf, 0
+        self.began, self.stopped = time.perf_counter(), False
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    def progress(self) -> float:
+        """Share of the work that is done: of the limit that will be reached first."""
+        shares = [0.0]
+        if self.iterations:
+            shares.append(self.iteration / self.iterations)
+        if self.seconds:
+            shares.append(self.elapsed() / self.seconds)
+        return min(1.0, max(shares))
+
+    def is_over(self) -> bool:
+        done = self.iterations is not None and self.iteration >= self.iterations
+        late = self.seconds is not None and self.elapsed() >= self.seconds
+        return done or late or self.stopped
+
+    def step(self, fitter: Fitter) -> None:
+        squares = fitter.step(self.progress())
+        self.iteration += 1
+        last = self.iteration == self.iterations
+        if self.iteration % self.report_every and not last:
+            return
+        psnr = psnr_from_mse(float(squares) / self.count)
+        if math.isnan(psnr):
+            raise RuntimeError(f"the fit diverged at step {self.iteration}: the error is not a number")
+        if psnr > self.best + 0.01:
+            self.best, self.best_iteration = psnr, self.iteration
+        stalled = self.patience is not None and self.iteration - self.best_iteration >= self.patience
+        self.stopped = stalled or (self.psnr is not None and psnr >= self.psnr)
+        if self.on_progress:
+            before = time.perf_counter()
+            self.on_progress(Progress(self.iteration, self.elapsed(), psnr, fitter))
+            self.began += time.perf_counter() - before
