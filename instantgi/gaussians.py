@@ -20,7 +20,8 @@ FIELDS = ("means", "cholesky", "colors")
 class Gaussians:
     """N anisotropic 2D Gaussians in pixels: n adds colors[n] · exp(−½ dᵀ Σ⁻¹ d), d = p − means[n].
 
-    The shape is kept as the Cholesky factor of Σ: a thin ellipse loses no digits in it, as it would in Σ.
+    The shape is kept as the Cholesky factor of Σ: a thin ellipse loses no digits in it, as it
+    would in Σ.
 
     Attributes:
         means: (x, y) in pixels; the center of pixel (row i, column j) is (j + 0.5, i + 0.5).
@@ -41,7 +42,11 @@ class Gaussians:
             if not isinstance(field, Tensor) or not field.is_floating_point():
                 kind = field.dtype if isinstance(field, Tensor) else type(field).__name__
                 raise ValueError(f"{name} must be a tensor of floats, got {kind}")
-            if field.ndim != 2 or field.shape[1] != (columns or field.shape[1]) or field.shape[1] == 0:
+            if (
+                field.ndim != 2
+                or field.shape[1] != (columns or field.shape[1])
+                or field.shape[1] == 0
+            ):
                 raise ValueError(f"{name} must be [N, {columns or 'C'}], got {list(field.shape)}")
             if len(field) != len(self.means):
                 raise ValueError(
@@ -50,13 +55,16 @@ class Gaussians:
                 )
             if (field.dtype, field.device) != (self.means.dtype, self.means.device):
                 raise ValueError(
-                    f"{name} is {field.dtype} on {field.device}, but means is {self.means.dtype} on "
-                    f"{self.means.device}; bring them together with .to()"
+                    f"{name} is {field.dtype} on {field.device}, but means is {self.means.dtype} "
+                    f"on {self.means.device}; bring them together with .to()"
                 )
 
     @classmethod
     def from_covariances(
-        cls, means: Float[Tensor, "N 2"], covariances: Float[Tensor, "N 3"], colors: Float[Tensor, "N C"]
+        cls,
+        means: Float[Tensor, "N 2"],
+        covariances: Float[Tensor, "N 3"],
+        colors: Float[Tensor, "N C"],
     ) -> Gaussians:
         """Gaussians with these covariances (xx, xy, yy), px²; differentiable.
 
@@ -67,7 +75,8 @@ class Gaussians:
         if bad.any():
             n = int(bad.nonzero()[0, 0])
             raise ValueError(
-                f"covariances must be positive definite (xx > 0, xx·yy > xy²), got {covariances[n].tolist()} at {n}"
+                "covariances must be positive definite (xx > 0, xx·yy > xy²), "
+                f"got {covariances[n].tolist()} at {n}"
             )
         return cls(means, cholesky_from_covariances(covariances), colors)
 
@@ -81,8 +90,8 @@ class Gaussians:
     ) -> Gaussians:
         """Gaussians with these standard deviations (px, > 0) along the axes turned by `rotations`.
 
-        Rotations are radians from +x towards +y: Σ = R diag(s1², s2²) Rᵀ, the first scale lies along
-        (cos θ, sin θ). Differentiable.
+        Rotations are radians from +x towards +y: Σ = R diag(s1², s2²) Rᵀ, the first scale lies
+        along (cos θ, sin θ). Differentiable.
 
         Raises:
             ValueError: if a scale is not positive.
@@ -110,7 +119,7 @@ class Gaussians:
 
     @property
     def scales_rotations(self) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-        """Standard deviations in pixels, the larger first, and its direction in (−π/2, π/2] radians."""
+        """Standard deviations in pixels, the larger first; its direction, (−π/2, π/2] radians."""
         xx, xy, yy = self.covariances.double().unbind(-1)
         large = ((xx + yy) + torch.hypot(xx - yy, 2 * xy)) / 2
         area = (self.cholesky[:, 0].double() * self.cholesky[:, 2].double()).abs()
@@ -143,7 +152,9 @@ class Gaussians:
         """
         check_size(height, width)
         moved = self.translated(-x, -y)
-        reach = RADIUS * torch.stack([moved.cholesky[:, 0].abs(), moved.cholesky[:, 1:].norm(dim=-1)], -1)
+        reach = RADIUS * torch.stack(
+            [moved.cholesky[:, 0].abs(), moved.cholesky[:, 1:].norm(dim=-1)], -1
+        )
         size = self.means.new_tensor([width, height])
         return moved[((moved.means + reach > 0) & (moved.means - reach < size)).all(-1)]
 
@@ -195,7 +206,8 @@ class Gaussians:
             raise ValueError(f"{path}: a safetensors file, but not of Gaussians saved by instantgi")
         if metadata.get("version") != str(FORMAT_VERSION):
             raise ValueError(
-                f"{path}: format version {metadata.get('version')}, this reader knows {FORMAT_VERSION}; upgrade instantgi"
+                f"{path}: format version {metadata.get('version')}, this reader knows "
+                f"{FORMAT_VERSION}; upgrade instantgi"
             )
         missing = [name for name in FIELDS if name not in fields]
         try:

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent / "native"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 REINSTALL = "reinstall with a C++17 compiler (pip install --force-reinstall --no-deps instantgi)"
 _forked = False  # whether this process is the fork of another that had loaded torch
-OUT_OF_MEMORY = (b"not enough memory", b"out of memory")  # what the kernels answer to std::bad_alloc
+OUT_OF_MEMORY = (b"not enough memory", b"out of memory")  # the kernels' answers to bad_alloc
 
 
 def instruction_set() -> str:
@@ -25,7 +25,9 @@ def instruction_set() -> str:
 
     Follows torch's own choice, and with it the environment variable ATEN_CPU_CAPABILITY.
     """
-    return {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+    return {"AVX512": "avx512", "AVX2": "avx2"}.get(
+        torch.backends.cpu.get_cpu_capability(), "baseline"
+    )
 
 
 @functools.cache
@@ -37,7 +39,9 @@ def cpu_library() -> ctypes.CDLL:
     """
     path = FOLDER / f"libinstantgi_{instruction_set()}{SUFFIX}"
     if not path.is_file():
-        raise RuntimeError(f"the CPU kernels are missing from this install ({path.name}): {REINSTALL}")
+        raise RuntimeError(
+            f"the CPU kernels are missing from this install ({path.name}): {REINSTALL}"
+        )
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -60,7 +64,7 @@ def _parallel_region() -> ctypes.c_void_p:
 
 
 def _leave_parallel_region() -> None:
-    """A forked child has none of the OpenMP threads, and their runtime would wait for them forever."""
+    """A forked child has none of the OpenMP threads; their runtime would wait for them forever."""
     global _forked
     _forked = True
     if cpu_library.cache_info().currsize:
@@ -74,8 +78,8 @@ if hasattr(os, "register_at_fork"):
 def call_cpu(name: str, *arguments: Tensor | int | float | None) -> None:
     """Call `instantgi_<name>` of the CPU library: tensors as pointers, then the thread count.
 
-    Tensors must be contiguous and on the CPU; integers are passed as int64, floats as double, None as
-    a null pointer.
+    Tensors must be contiguous and on the CPU; integers are passed as int64, floats as double, None
+    as a null pointer.
 
     Raises:
         ValueError: if the kernel refuses its arguments, with the kernel's text.

@@ -1,4 +1,4 @@
-"""The `.npz` of the WebGPU viewer for GaussianImage (github.com/KeKsBoTer/gaussian_image), read and written.
+"""The `.npz` of the WebGPU viewer for GaussianImage, github.com/KeKsBoTer/gaussian_image.
 
 Five arrays, half floats as a rule (the viewer reads floats too, then all of them):
 
@@ -8,8 +8,9 @@ Five arrays, half floats as a rule (the viewer reads floats too, then all of the
     color [N, 3]     not clamped
     resolution [2]   uint32: width, height
 
-The viewer samples at pixel centers and cuts at 1/255, as we do. It draws no Gaussian with a standard
-deviation of 0.3 px or less. The converter that its authors give out writes the width for both sizes.
+The viewer samples at pixel centers and cuts at 1/255, as we do. It draws no Gaussian with a
+standard deviation of 0.3 px or less. The converter that its authors give out writes the width for
+both sizes.
 """
 
 import zipfile
@@ -60,8 +61,9 @@ def save_npz(
         "color": gaussians.colors.detach().cpu(),
     }
     arrays = {name: _finite(path, name, value.to(dtype)).numpy() for name, value in fields.items()}
+    arrays["resolution"] = np.array([width, height], dtype=np.uint32)
     with replace_on_success(path) as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, **arrays, resolution=np.array([width, height], dtype=np.uint32))
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _finite(path: str | Path, name: str, value: Tensor) -> Tensor:

@@ -75,5 +75,5 @@ class GaussianImage:
         if self.shape == "cholesky":
             return places, init.cholesky - init.cholesky.new_tensor([0.5, 0.0, 0.5]), init.colors
         scales, rotations = init.scales_rotations
-        turns = (rotations / (2 * torch.pi)) % 0.5 + 0.25  # the same axes, away from the flat ends
+        turns = (rotations / (2 * torch.pi) - 0.25) % 0.5 + 0.25  # the same axes, far from 0 and 1
         return places, torch.cat([scales - 0.5, turns.logit()[:, None]], -1), init.colors

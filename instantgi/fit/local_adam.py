@@ -21,14 +21,15 @@ from instantgi.render.ops import (
 torch.library.define(
     "instantgi::local_adam_",
     "(Tensor(a!) means, Tensor(b!) cholesky, Tensor(c!) colors, Tensor grad_geometry, Tensor grad_colors, "
-    "Tensor(d!) state, float rate, float color_rate, float[] betas, float[] corrections) -> ()",
+    "Tensor(d!) state, float rate, float color_rate, float[] betas, float[] corrections, "
+    "float largest) -> ()",
 )
 
 
 @torch.library.impl("instantgi::local_adam_", "CPU")
-def _(means, cholesky, colors, grad_geometry, grad_colors, state, rate, color_rate, betas, corrections):
+def _(means, cholesky, colors, grad_geometry, grad_colors, state, rate, color_rate, betas, corrections, largest):
     tensors = (means, cholesky, colors, grad_geometry, grad_colors, state)
-    call_cpu("local_adam", *colors.shape, *tensors, rate, color_rate, *betas, *corrections)
+    call_cpu("local_adam", *colors.shape, *tensors, rate, color_rate, *betas, *corrections, largest)
 
 
 class LocalAdam:
@@ -102,6 +103,7 @@ class LocalAdam:
             rate * self.color_rate,
             [beta1, self.beta2],
             corrections,
+            math.hypot(*size),
         )
         return squares
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr_from_mse
 
 
+@runtime_checkable
 class Fitter(Protocol):
     """A method: its parameters and how one step moves them."""
 

@@ -21,18 +21,19 @@ def rasterize(
 ) -> Float[Tensor, "C {height} {width}"]:
     """Sum all Gaussians at every pixel; no sorting, no transmittance.
 
-    I(p) = Σₙ cₙ exp(−½ (p − μₙ)ᵀ Σₙ⁻¹ (p − μₙ)), terms with a weight below 1/255 dropped (GaussianImage, 2024,
-    eq. 7, with the cut-off of its kernels; here the extents are exact and nothing else is dropped).
-    A Gaussian thinner than 1e-6 px is not drawn.
+    I(p) = Σₙ cₙ exp(−½ (p − μₙ)ᵀ Σₙ⁻¹ (p − μₙ)), terms with a weight below 1/255 dropped
+    (GaussianImage, 2024, eq. 7, with the cut-off of its kernels; here the extents are exact and
+    nothing else is dropped). A Gaussian thinner than 1e-6 px is not drawn.
 
     Args:
         gaussians: N Gaussians in pixels; N = 0 gives a black picture.
         height, width: size of the picture in pixels.
         origin: (x, y) of the picture's upper left corner.
-        step: distance between pixels in x and y: (0.5, 0.5) draws at twice the size. The sum is sampled at
-            the pixel centers origin + (j + 0.5, i + 0.5) · step, not averaged over the pixel.
-        max_per_tile: None draws everything. A number reproduces the published kernels, which draw only so
-            many Gaussians (256) in each 16x16 tile: for comparison only.
+        step: distance between pixels in x and y: (0.5, 0.5) draws at twice the size. The sum is
+            sampled at the pixel centers origin + (j + 0.5, i + 0.5) · step, not averaged over the
+            pixel.
+        max_per_tile: None draws everything. A number reproduces the published kernels, which draw
+            only so many Gaussians (256) in each 16x16 tile: for comparison only.
 
     Returns:
         The picture, not clamped. Differentiable in every field of `gaussians`.
@@ -49,5 +50,8 @@ def rasterize(
         raise ValueError(f"max_per_tile must be at least 1, got {max_per_tile}")
     if tuple(step) != (1.0, 1.0) or tuple(origin) != (0.0, 0.0):
         gaussians = gaussians.translated(-origin[0], -origin[1]).scaled(1 / step[0], 1 / step[1])
-    limits = None if max_per_tile is None else published_tile_limits(gaussians, height, width, max_per_tile)
-    return rasterize_sum(gaussians.means, gaussians.cholesky, gaussians.colors, height, width, limits)
+    limits = None
+    if max_per_tile is not None:
+        limits = published_tile_limits(gaussians, height, width, max_per_tile)
+    fields = gaussians.means, gaussians.cholesky, gaussians.colors
+    return rasterize_sum(*fields, height, width, limits)

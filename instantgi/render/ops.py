@@ -80,6 +80,7 @@ def _(means, cholesky, colors, target, height, width, clamp):
     """
     residual, squares = torch.empty_like(target), torch.empty((), dtype=torch.float64)
     scene = _scene(means, cholesky, colors, height, width, None)
+    _check_blocks(target, colors, height, width)
     call_cpu("rasterize_error", *scene, target, int(clamp), residual, squares)
     return residual, squares
 
@@ -100,6 +101,7 @@ def _(residual, means, cholesky, colors, height, width, scale, coordinates):
     geometry = colors.new_empty(0 if coordinates == COLORS_ONLY else len(means), 5)
     grad_colors = torch.empty_like(scene[7])
     arguments = (residual, scale, coordinates, geometry, grad_colors)
+    _check_blocks(residual, colors, height, width)
     call_cpu("rasterize_error_backward", *scene, *arguments)
     return geometry, grad_colors
 
@@ -150,8 +152,29 @@ def _scene(means, cholesky, colors, height, width, tile_limits):
     if means.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the rasterizer works in float32 or float64, got {means.dtype}")
     tensors = (means.contiguous(), cholesky.contiguous(), colors.contiguous())
+    shapes = [(len(means), 2), (len(means), 3), (len(means), colors.shape[-1])]
+    if [tuple(t.shape) for t in tensors] != shapes or len({t.dtype for t in tensors}) > 1:
+        kinds = ", ".join(f"{list(t.shape)} {t.dtype}" for t in tensors)
+        raise ValueError(f"means [N, 2], cholesky [N, 3], colors [N, C] of one dtype, got {kinds}")
+    if tile_limits is not None:
+        tiles = -(-height // 16), -(-width // 16)
+        if tile_limits.shape != tiles or tile_limits.dtype != torch.int32:
+            kind = f"{list(tile_limits.shape)} {tile_limits.dtype}"
+            raise ValueError(f"tile_limits must be {list(tiles)} torch.int32, got {kind}")
+        tile_limits = tile_limits.contiguous()
     is_double = int(means.dtype == torch.float64)
     return is_double, len(means), colors.shape[1], height, width, *tensors, tile_limits
+
+
+def _check_blocks(blocks, colors, height, width):
+    """The kernels read and write as many values as the size of the picture says."""
+    channels = colors.shape[1]
+    expected = channels * -(-height // 4) * -(-width // 4) * 16
+    if blocks.shape != (expected,) or blocks.dtype != colors.dtype or not blocks.is_contiguous():
+        raise ValueError(
+            f"{channels} channels of {height}x{width} pixels are [{expected}] {colors.dtype} in "
+            f"blocks, got {list(blocks.shape)} {blocks.dtype}; see to_blocks"
+        )
 
 
 def to_blocks(image: Tensor) -> Tensor:

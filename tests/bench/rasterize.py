@@ -1,0 +1,171 @@
+"""Prints how long it takes to draw Gaussians and to find their gradients.
+
+python tests/bench/rasterize.py [--json OUT] [--quick] [--threads N]
+
+Standard deviations are uniform in 0.85 to 2.55 px, angles uniform. "pairs" are the (Gaussian,
+pixel) pairs with a weight of at least 1/255, counted exactly, pixel by pixel, without the kernels.
+"exp" is torch.exp over as many floats with as many threads, run in turns with the kernels; "ratio"
+is (forward + backward) / exp, by medians. "error" and "local" are both passes as a fit runs them.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.timing import EXP, conditions, exp_of, milliseconds, peak_megabytes, spread
+from scenes import random_gaussians
+
+from instantgi.gaussians import Gaussians
+from instantgi.render import rasterize, rasterize_reference
+from instantgi.render.ops import (
+    LOCAL,
+    rasterize_error,
+    rasterize_error_backward,
+    rasterize_sum_backward,
+    to_blocks,
+)
+
+SCALES = (0.85, 2.55)
+DENSITY = 43_000 / (768 * 512)
+SIZES = [(64, 64), (256, 256), (512, 768), (1080, 1920), (2160, 3840), (4320, 8192)]
+
+
+def count_pairs(gaussians: Gaussians, height: int, width: int) -> int:
+    reach = 9  # pixels: 3.33 · 2.55, rounded up
+    offset = torch.arange(-reach, reach + 1)
+    pairs = 0
+    for part in range(0, len(gaussians), 20_000):
+        some = gaussians[part : part + 20_000].to(torch.float64)
+        x, y = (some.means.floor()[:, None].long() + offset[:, None]).unbind(-1)  # [n, 19]
+        inside = ((x >= 0) & (x < width))[:, None] & ((y >= 0) & (y < height))[:, :, None]
+        l11, l21, l22 = some.cholesky.unbind(-1)
+        z1 = (x + 0.5 - some.means[:, :1]) / l11[:, None]
+        dy = y + 0.5 - some.means[:, 1:]
+        z2 = (dy[:, :, None] - (l21[:, None] * z1)[:, None]) / l22[:, None, None]
+        weights = torch.exp(-0.5 * (z1[:, None] ** 2 + z2**2))
+        pairs += int((inside & (weights >= 1 / 255)).sum())
+    return pairs
+
+
+def measure(num: int, height: int, width: int, runs: int) -> dict[str, float]:
+    gaussians = random_gaussians(num, height, width, scales=SCALES)
+    fields = gaussians.means, gaussians.cholesky, gaussians.colors
+    pairs = count_pairs(gaussians, height, width)
+    random = torch.Generator().manual_seed(1)
+    image = torch.rand(3, height, width, generator=random)
+    target = to_blocks(image)
+    residual, _ = rasterize_error(*fields, target, height, width, False)
+    times = milliseconds(
+        {
+            EXP: exp_of(pairs),
+            "forward": lambda: rasterize(gaussians, height, width),
+            "backward": lambda: rasterize_sum_backward(image, *fields, None),
+            "error": lambda: rasterize_error(*fields, target, height, width, False),
+            "local": lambda: rasterize_error_backward(residual, *fields, height, width, 1.0, LOCAL),
+        },
+        runs,
+    )
+    times["sum"] = [a + b for a, b in zip(times["forward"], times["backward"], strict=True)]
+    row: dict[str, float] = {
+        "num": num,
+        "height": height,
+        "width": width,
+        "pairs": pairs,
+        "runs": runs,
+    }
+    for name, values in times.items():
+        row[name], row[f"{name} iqr"] = spread(values)
+    row["ratio"] = row["sum"] / row[EXP]
+    row["fit ratio"] = (row["error"] + row["local"]) / row[EXP]
+    row["ns per pair"] = 1e6 * row["sum"] / pairs
+    return row
+
+
+def print_rows(title: str, rows: list[dict[str, float]]) -> None:
+    columns = ["picture", "N", "M pairs", "forward ms", "backward ms", "sum ms", "IQR", "exp ms"]
+    columns += ["IQR", "ratio", "ns/pair", "error ms", "local ms", "ratio"]
+    print(f"\n{title}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for r in rows:
+        cells = [
+            f"{r['width']:.0f}x{r['height']:.0f}",
+            f"{r['num']:.0f}",
+            f"{r['pairs'] / 1e6:.2f}",
+        ]
+        names = ["forward", "backward", "sum", "sum iqr", EXP, f"{EXP} iqr", "ratio", "ns per pair"]
+        cells += [f"{r[name]:.2f}" for name in (*names, "error", "local", "fit ratio")]
+        print("|", " | ".join(cells), "|", flush=True)
+
+
+def measure_peak(num: int, height: int, width: int) -> dict[str, float]:
+    gaussians = random_gaussians(num, height, width, scales=SCALES)
+    fields = gaussians.means, gaussians.cholesky, gaussians.colors
+    rasterize(gaussians[:1000], 64, 64)  # the library and its threads
+    image = torch.rand(3, height, width)
+
+    def both() -> None:
+        rasterize(gaussians, height, width)
+        rasterize_sum_backward(image, *fields, None)
+
+    return {"num": num, "height": height, "width": width, "MB": peak_megabytes(both)}
+
+
+def compare_reference(num: int, height: int, width: int, runs: int) -> dict[str, float]:
+    """The definition in plain torch, with several [H, W, N] tensors for its backward."""
+    scene = random_gaussians(num, height, width, scales=SCALES)
+    gaussians = scene.map(lambda field: field.requires_grad_())
+    grad_image = torch.rand(3, height, width)
+
+    def both(draw) -> None:
+        draw(gaussians, height, width).backward(grad_image)
+
+    # not in turns: the gigabytes of the reference leave the kernel with cold caches
+    times = milliseconds({"kernel": lambda: both(rasterize)}, 25)
+    times |= milliseconds({"reference": lambda: both(rasterize_reference)}, runs)
+    row = {name: spread(values)[0] for name, values in times.items()}
+    row["times faster"] = row["reference"] / row["kernel"]
+    return {"num": num, "height": height, "width": width, "runs": runs, **row}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--json", help="also write all numbers here")
+    parser.add_argument("--quick", action="store_true", help="small pictures, few runs")
+    parser.add_argument("--threads", type=int, help="default: as torch has it")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runs = 7 if options.quick else 25
+    header = conditions()
+    print(", ".join(f"{key} {value}" for key, value in header.items()))
+    typical = [measure(num, 512, 768, runs) for num in (20_000, 43_000, 70_000)]
+    print_rows("A picture of 768x512", typical)
+    sizes = SIZES[:3] if options.quick else SIZES
+    sweep = [measure(round(h * w * DENSITY), h, w, runs if h * w < 5e6 else 20) for h, w in sizes]
+    print_rows("Constant density, from a thumbnail to 8K", sweep)
+    peak = measure_peak(*((100_000, 1024, 1024) if options.quick else (1_000_000, 4096, 4096)))
+    print(
+        f"\nPeak memory of forward and backward with {peak['num']} Gaussians on "
+        f"{peak['width']}x{peak['height']}, their pictures included: {peak['MB']:.0f} MB"
+    )
+    reference = compare_reference(*((500, 128, 128) if options.quick else (2000, 256, 256)), runs=5)
+    print(
+        f"\nForward and backward of {reference['num']} Gaussians on "
+        f"{reference['width']}x{reference['height']}, {reference['runs']} runs: kernel "
+        f"{reference['kernel']:.2f} ms, plain torch {reference['reference']:.0f} ms, "
+        f"{reference['times faster']:.0f} times faster"
+    )
+    if options.json:
+        results = {"conditions": header, "typical": typical, "sweep": sweep}
+        results |= {"peak": peak, "reference": reference}
+        Path(options.json).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,328 @@
+import math
+
+import pytest
+import torch
+from instantgi.fit import (
+    METHODS,
+    GaussianImage,
+    LocalAdam,
+    default_count,
+    fit_image,
+    heuristic_start,
+    solve_colors,
+)
+from instantgi.fit.adan import Adan
+from instantgi.fit.loop import Progress
+from instantgi.gaussians import Gaussians
+from instantgi.metrics import psnr
+from instantgi.points.gradient import gradient_map
+from instantgi.render import rasterize, rasterize_reference
+from instantgi.render.reference import weights_reference
+from scenes import random_gaussians
+
+
+def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    """Smooth waves with one hard edge."""
+    y = torch.linspace(0, 1, height)[:, None]
+    x = torch.linspace(0, 1, width)
+    planes = [0.5 + 0.3 * torch.sin(7 * x + 3 * k + 5 * y) for k in range(channels)]
+    return torch.stack(planes) + 0.2 * (x > 0.4)
+
+
+# The start
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 9), (40, 1), (7, 5), (64, 96), (33, 200)])
+@pytest.mark.parametrize("num", [2, 50, 3000])
+def test_start_has_at_most_the_wanted_number_of_drawable_gaussians(height, width, num):
+    gaussians = heuristic_start(picture(height, width), num)
+    assert 1 <= len(gaussians) <= num
+    assert (gaussians.cholesky[:, [0, 2]] > 0.1).all()
+    assert rasterize(gaussians, height, width).isfinite().all()
+
+
+def test_start_comes_close_to_the_wanted_number():
+    for num in (500, 2000, 5000):
+        assert 0.99 * num <= len(heuristic_start(picture(256, 256), num)) <= num
+
+
+def test_start_of_a_constant_picture_covers_it_evenly():
+    gaussians = heuristic_start(torch.full((3, 96, 96), 0.5), 1000)
+    counts = torch.histogramdd(gaussians.means.double(), [4, 4], range=[0.0, 96.0, 0.0, 96.0]).hist
+    assert counts.min() > 0.7 * counts.mean()
+
+
+def test_start_puts_more_gaussians_where_the_picture_changes():
+    image = torch.full((1, 96, 192), 0.5)
+    image[:, :, 96:] += 0.2 * torch.randn(96, 96, generator=torch.Generator().manual_seed(0))
+    right = heuristic_start(image, 2000).means[:, 0] > 96
+    assert right.double().mean() > 0.75
+
+
+def test_gradient_map_is_positive_and_highest_at_the_edge():
+    image = torch.zeros(1, 40, 60)
+    image[:, :, 30:] = 1
+    density = gradient_map(image)
+    assert (density > 0).all()
+    assert set(density.argmax(1).tolist()) <= {29, 30}
+
+
+def test_start_refuses_fewer_than_two():
+    with pytest.raises(ValueError, match="num_gaussians must be at least 2, got 1"):
+        heuristic_start(picture(8, 8), 1)
+
+
+def test_default_count_is_the_published_density():
+    assert abs(default_count(512, 768) - 42_857) < 500
+    assert default_count(1, 1) == 2
+
+
+# Colors
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+def test_solved_colors_are_the_least_squares_solution(channels):
+    gaussians = random_gaussians(40, 24, 31, channels=channels, dtype=torch.float64)
+    image = picture(24, 31, channels).double()
+    solved = solve_colors(gaussians, image, iterations=300)
+    matrix = weights_reference(gaussians, 24, 31).reshape(-1, 40)
+    expected = torch.linalg.lstsq(matrix, image.reshape(channels, -1).T).solution
+    # Compared as pictures: colors of Gaussians that overlap strongly are badly determined.
+    torch.testing.assert_close(matrix @ solved.colors, matrix @ expected, rtol=0, atol=1e-6)
+
+
+def test_every_color_iteration_lowers_the_error():
+    image = picture(64, 96)
+    start = heuristic_start(image, 800)
+    errors = [
+        float((rasterize(solve_colors(start, image, n), 64, 96) - image).square().sum())
+        for n in (0, 1, 2, 4, 8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_colors_outside_the_picture_stay_as_they_are():
+    far = Gaussians(torch.tensor([[500.0, 500.0]]), torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(1, 3))
+    assert torch.equal(solve_colors(far, picture(16, 16)).colors, far.colors)
+
+
+def test_solve_colors_names_the_channels_that_differ():
+    with pytest.raises(ValueError, match="the image has 1 channels, the Gaussians have 3"):
+        solve_colors(random_gaussians(4, 8, 8), picture(8, 8, 1))
+
+
+# The loop
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_improves_on_its_start(method):
+    image = picture(48, 64)
+    seen: list[Progress] = []
+    fit_image(
+        image, method=method, num_gaussians=300, iterations=300, on_progress=seen.append, report_every=20
+    )
+    # The published rate moves a scale by 0.001 px a step: slow, but up.
+    assert seen[-1].psnr > seen[0].psnr + (6 if method == "instantgi" else 1)
+    assert [p.iteration for p in seen] == list(range(20, 301, 20))
+
+
+@pytest.mark.parametrize("channels, height, width", [(1, 1, 1), (3, 1, 17), (4, 23, 2), (6, 20, 30)])
+@pytest.mark.parametrize("method", METHODS)
+def test_fit_works_for_any_size_and_channel_count(method, channels, height, width):
+    image = picture(height, width, channels)
+    gaussians = fit_image(image, method=method, num_gaussians=60, iterations=12)
+    assert rasterize(gaussians, height, width).shape == image.shape
+    assert all(field.isfinite().all() for field in (gaussians.means, gaussians.cholesky, gaussians.colors))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_gives_the_same_bytes(method):
+    image = picture(40, 56)
+    first, second = (fit_image(image, method=method, num_gaussians=200, iterations=40) for _ in range(2))
+    for name in ("means", "cholesky", "colors"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+
+
+def test_seed_changes_a_random_start():
+    image = picture(16, 16)
+    fits = [
+        fit_image(image, method="gaussianimage", num_gaussians=20, iterations=1, seed=seed)
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(fits[0].means, fits[1].means)
+
+
+def test_fit_continues_from_given_gaussians():
+    image = picture(48, 64)
+    rough = solve_colors(heuristic_start(image, 300), image)
+    for method in METHODS:
+        finer = fit_image(image, rough, method=method, iterations=0)
+        torch.testing.assert_close(
+            rasterize(finer, 48, 64), rasterize(rough, 48, 64), rtol=0, atol=2e-4
+        )
+    finer = fit_image(image, rough, iterations=200)
+    assert psnr(rasterize(finer, 48, 64), image) > psnr(rasterize(rough, 48, 64), image)
+
+
+def test_fit_leaves_the_given_gaussians_alone():
+    image = picture(24, 24)
+    init = heuristic_start(image, 60)
+    before = init.map(torch.clone)
+    fit_image(image, init, iterations=10)
+    assert torch.equal(init.means, before.means) and torch.equal(init.cholesky, before.cholesky)
+
+
+def test_fit_stops_at_the_psnr_asked_for():
+    seen: list[Progress] = []
+    fit_image(picture(48, 64), num_gaussians=400, iterations=2000, psnr=30, on_progress=seen.append)
+    assert seen[-1].psnr >= 30 and seen[-1].iteration < 2000
+    assert all(p.psnr < 30 for p in seen[:-1])
+
+
+def test_fit_stops_on_a_plateau():
+    seen: list[Progress] = []
+    flat = torch.full((3, 20, 20), 0.5)
+    fit_image(flat, num_gaussians=2, iterations=5000, patience=50, on_progress=seen.append)
+    assert seen[-1].iteration < 5000
+
+
+def test_fit_stops_after_the_seconds_given():
+    seen: list[Progress] = []
+    fit_image(picture(64, 64), seconds=0.3, on_progress=seen.append, report_every=1)
+    assert 0.2 < seen[-1].seconds < 3
+
+
+def test_time_in_callbacks_does_not_count():
+    import time
+
+    seen: list[Progress] = []
+
+    def slow(progress: Progress) -> None:
+        seen.append(progress)
+        time.sleep(0.2)
+
+    fit_image(picture(16, 16), iterations=20, report_every=5, on_progress=slow)
+    assert seen[-1].seconds < 0.5
+
+
+def test_long_fits_stay_finite():
+    # Momentum that outlives a vanished gradient once sent invisible Gaussians to infinity.
+    image = picture(24, 24)
+    gaussians = fit_image(image, num_gaussians=150, iterations=3000)
+    assert gaussians.means.abs().max() < 1e6 and gaussians.colors.abs().max() < 1e3
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ({"method": "splat"}, 'method must be one of instantgi, gaussianimage, .* got "splat"'),
+        ({"iterations": -1}, "iterations must be a number of at least 0, got -1"),
+        ({"seconds": math.nan}, "seconds must be a number of at least 0, got nan"),
+        ({"num_gaussians": 1}, "num_gaussians must be at least 2, got 1"),
+    ],
+)
+def test_fit_names_the_argument_that_is_wrong(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        fit_image(picture(8, 8), **arguments)
+
+
+def test_fit_refuses_pictures_that_are_not_finite():
+    with pytest.raises(ValueError, match="image has values that are not finite"):
+        fit_image(picture(8, 8) * float("nan"))
+    with pytest.raises(ValueError, match="init has 3 channels, the image has 1"):
+        fit_image(picture(8, 8, 1), random_gaussians(4, 8, 8))
+
+
+# Steps against their definitions
+
+
+def test_adan_step_follows_its_equations():
+    random = torch.Generator().manual_seed(0)
+    parameter = torch.randn(7, 3, generator=random)
+    x, m, v, n, before = parameter.double(), 0.0, 0.0, 0.0, None
+    parameter.requires_grad_()
+    optimizer = Adan([parameter], lr=0.01)
+    b1, b2, b3 = 0.98, 0.92, 0.99
+    for t in range(1, 6):
+        gradient = torch.randn(7, 3, generator=random)
+        g = gradient.double()
+        change = torch.zeros_like(g) if before is None else g - before
+        m, v, n = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * change, b3 * n + (1 - b3) * (g + b2 * change) ** 2
+        x = x - 0.01 * (m / (1 - b1**t) + b2 * v / (1 - b2**t)) / ((n / (1 - b3**t)).sqrt() + 1e-8)
+        before = g
+        parameter.grad = gradient
+        optimizer.step()
+    # five float32 steps of 0.01: some 2**-24 of values near 1
+    torch.testing.assert_close(parameter.detach().double(), x, rtol=0, atol=2e-6)
+
+
+def test_adans_first_step_has_the_length_of_the_rate():
+    parameter = torch.zeros(3, requires_grad=True)
+    parameter.grad = torch.tensor([1e-3, -5.0, 100.0])
+    Adan([parameter], lr=1e-3).step()
+    torch.testing.assert_close(parameter.detach(), torch.tensor([-1e-3, 1e-3, -1e-3]), rtol=1e-4, atol=0)
+
+
+def test_local_step_moves_a_single_gaussian_downhill():
+    target = Gaussians(torch.tensor([[10.7, 9.2]]), torch.tensor([[2.5, 0.6, 1.8]]), torch.ones(1, 3))
+    image = rasterize_reference(target, 20, 22)
+    init = Gaussians(torch.tensor([[10.0, 10.0]]), torch.tensor([[2.0, 0.0, 2.0]]), 0.8 * torch.ones(1, 3))
+    fitted = fit_image(image, init, method=LocalAdam(relocations=()), iterations=200)
+    torch.testing.assert_close(fitted.means, target.means, rtol=0, atol=0.01)
+    torch.testing.assert_close(fitted.covariances, target.covariances, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(fitted.colors, target.colors, rtol=0, atol=0.01)
+
+
+def test_fit_does_not_depend_on_the_size_of_the_gaussians():
+    # In local frames a scene twice as large takes the same steps.
+    small = random_gaussians(1, 20, 20, scales=(2, 3), seed=3)
+    moved = small.translated(0.4, -0.3)
+    errors = []
+    for factor in (1, 2):
+        image = rasterize(moved.scaled(factor, factor), 20 * factor, 20 * factor)
+        init = small.scaled(factor, factor)
+        method = LocalAdam(relocations=())
+        fitted = fit_image(image, init, method=method, iterations=15)
+        errors.append((fitted.means / factor - moved.means).norm())
+    # equal but for the sampling of the picture
+    torch.testing.assert_close(errors[0], errors[1], rtol=0.3, atol=0.02)
+
+
+def test_gaussianimage_starts_as_published():
+    fitter = GaussianImage("rs")
+    fitter.start(picture(64, 96), None, 20_000, seed=0)
+    gaussians = fitter.gaussians()
+    scales, _ = gaussians.scales_rotations
+    assert 0.5 <= scales.min() and scales.max() <= 1.5
+    assert abs(float(gaussians.colors.mean()) - 0.5) < 0.01
+    assert (gaussians.means >= 0).all() and (gaussians.means <= torch.tensor([96, 64])).all()
+    assert abs(float(gaussians.means[:, 0].mean()) - 48) < 1
+    fitter = GaussianImage("cholesky")
+    fitter.start(picture(64, 96), None, 20_000, seed=0)
+    low, high = fitter.gaussians().cholesky.aminmax(dim=0)
+    torch.testing.assert_close(low, torch.tensor([0.5, 0.0, 0.5]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(high, torch.tensor([1.5, 1.0, 1.5]), rtol=0, atol=1e-3)
+
+
+def test_gaussianimage_halves_its_rate():
+    fitter = GaussianImage(rate=1e-3, halve_every=3)
+    fitter.start(picture(8, 8), None, 5, seed=0)
+    rates = []
+    for _ in range(7):
+        fitter.step(0.0)
+        rates.append(fitter.optimizer.param_groups[0]["lr"])
+    assert rates == [1e-3] * 3 + [5e-4] * 3 + [2.5e-4]
+
+
+def test_relocation_moves_idle_gaussians_to_the_error():
+    image = torch.zeros(1, 40, 60)
+    image[0, 8, 50] = 1.0  # nothing but one bright pixel
+    idle = Gaussians(
+        torch.tensor([[20.0, 20.0], [30.0, 30.0]]).repeat(10, 1),
+        torch.tensor([[1.0, 0.0, 1.0]]).repeat(20, 1),
+        torch.zeros(20, 1),
+    )
+    method = LocalAdam(relocations=(0.0,), relocated=0.05)
+    fitted = fit_image(image, idle, method=method, iterations=1)
+    distances = (fitted.means - torch.tensor([50.5, 8.5])).norm(dim=1)
+    assert int((distances < 0.01).sum()) == 1

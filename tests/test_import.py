@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+# what has no place in a program that only draws: each costs a second or is large
+FORBIDDEN = "lightning pytorch_lightning scipy torchvision cv2 matplotlib lpips cuda.core hatchling"
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_import_loads_torch_and_little_else():
+    code = f"""
+import sys
+import instantgi, instantgi.gaussians, instantgi.render
+print(*set({FORBIDDEN.split()}) & set(sys.modules))
+"""
+    assert run(code).strip() == ""
+
+
+def test_import_compiles_nothing():
+    code = """
+import os, subprocess, sys
+def refuse(*arguments, **options):
+    raise AssertionError(f"import instantgi started {arguments}")
+import torch
+subprocess.Popen.__init__ = os.system = os.posix_spawn = os.fork = refuse
+import instantgi, instantgi.gaussians, instantgi.native, instantgi.render
+print(instantgi.native.cpu_library.cache_info().currsize)
+"""
+    assert run(code).strip() == "0"
+
+
+def test_drawing_does_not_load_the_compiler_of_torch():
+    code = """
+import sys, torch
+from instantgi.gaussians import Gaussians
+from instantgi.render import rasterize
+before = set(sys.modules)
+rasterize(Gaussians(torch.ones(1, 2), torch.ones(1, 3), torch.ones(1, 3)), 4, 4)
+print(*{"torch._dynamo", "torch._inductor"} & (set(sys.modules) - before))
+"""
+    assert run(code).strip() == ""
