@@ -322,7 +322,7 @@ def test_relocation_moves_idle_gaussians_to_the_error():
         torch.tensor([[1.0, 0.0, 1.0]]).repeat(20, 1),
         torch.zeros(20, 1),
     )
-    method = LocalAdam(relocations=(0.0,), relocated=0.05)
-    fitted = fit_image(image, idle, method=method, iterations=1)
+    method = LocalAdam(relocations=(0.1,), relocated=0.05, rate=1e-6)
+    fitted = fit_image(image, idle, method=method, iterations=60)
     distances = (fitted.means - torch.tensor([50.5, 8.5])).norm(dim=1)
     assert int((distances < 0.01).sum()) == 1
