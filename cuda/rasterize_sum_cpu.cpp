@@ -53,14 +53,21 @@ template <typename T>
 INLINE void store(T* to, Vec<T> value) {
     std::memcpy(to, &value, sizeof value);
 }
+template <typename T, int Lanes>
+struct Part {
+    typedef T type __attribute__((vector_size(Lanes * sizeof(T))));
+};
+template <typename T, int Lanes, typename Whole>
+INLINE typename Part<T, Lanes>::type fold(Whole value) {
+    typename Part<T, Lanes>::type halves[2];
+    std::memcpy(halves, &value, sizeof halves);
+    return halves[0] + halves[1];
+}
+// The sum of the lanes, in a fixed tree: the same rounding on every instruction set.
 template <typename T>
 INLINE T sum(Vec<T> value) {
-    // A fixed tree: the same rounding on every instruction set.
-    T lanes[kLanes];
-    store(lanes, value);
-    for (int width = kLanes / 2; width; width /= 2)
-        for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-    return lanes[0];
+    const auto four = fold<T, 4>(fold<T, 8>(value));
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 // 2^−s for 0 ≤ s; lanes beyond the cut-off become 0. The polynomial's relative error is 7.5e-8.
@@ -197,11 +204,15 @@ INLINE void find_spans(const Splat<T>& g, int64_t row, int64_t cols, Spans& span
 
 template <typename T>
 struct Lanes {
-    Vec<T> x, y;  // offsets of a block's pixel centers from its corner
+    Vec<T> x, y;         // offsets of a block's pixel centers from its corner
+    Vec<T> corner_x;     // offsets of the corners of the blocks of a row
+    Vec<int32_t> count;  // 0, 1, 2, …
     Lanes() {
         for (int lane = 0; lane < kLanes; ++lane) {
             x[lane] = T(lane % kSide) + T(0.5);
             y[lane] = T(lane / kSide) + T(0.5);
+            corner_x[lane] = T(lane * kSide);
+            count[lane] = lane;
         }
     }
 };
@@ -211,27 +222,91 @@ INLINE bool beyond_limit(const int32_t* limits, int64_t row, int64_t col, int64_
     return limits && n > limits[(row / kTileBlocks) * tile_cols + col / kTileBlocks];
 }
 
-// Adds Gaussian n to block rows [begin, end) of `blocks`, which starts at block row `origin`.
-template <typename T, int C>
-INLINE void draw(const Scene<T>& scene, const Splat<T>& g, int64_t n, const T* color, int64_t begin,
-                 int64_t end, int64_t origin, const Lanes<T>& lanes, T* blocks) {
-    const int64_t cols = scene.cols();
-    Spans spans;
-    for (int64_t row = begin; row < end; ++row) {
-        const int64_t lane = (row - begin) % kLanes;
-        if (lane == 0) find_spans(g, row, cols, spans);
-        const Vec<T> dy = lanes.y + (T(row * kSide) - g.mean_y);
-        const Vec<T> shear = g.whiten.c * dy;
-        T* block = blocks + ((row - origin) * cols + spans.begin[lane]) * (C * kLanes);
-        for (int64_t col = spans.begin[lane]; col < spans.end[lane]; ++col, block += C * kLanes) {
-            if (beyond_limit(scene.tile_limits, row, col, cols, n)) continue;
-            const Vec<T> dx = lanes.x + (T(col * kSide) - g.mean_x);
-            const Vec<T> u = g.whiten.a * dx, v = g.whiten.b * dx + shear;
-            const Vec<T> w = weight(u * u + v * v);
-            for (int k = 0; k < C; ++k) store(block + k * kLanes, load(block + k * kLanes) + color[k] * w);
+// The blocks that a few Gaussians touch, listed before any is drawn: the list is made without
+// waiting for the spans of the Gaussian before, and drawn with one hard-to-predict branch each.
+template <typename T>
+class Work {
+   public:
+    struct Segment {
+        int64_t n;
+        const Splat<T>* splat;
+        int begin, end;  // items
+    };
+
+    // Lists block rows [begin, end) of Gaussian n; calls flush(*this) whenever the list is full.
+    template <typename Flush>
+    INLINE void add(const Scene<T>& scene, const Splat<T>& g, int64_t n, const Lanes<T>& lanes,
+                    int64_t begin, int64_t end, int64_t origin, const Flush& flush) {
+        const int64_t cols = scene.cols();
+        Spans spans;
+        open(n, g);
+        for (int64_t row = begin; row < end; ++row) {
+            const int64_t lane = (row - begin) % kLanes;
+            if (lane == 0) find_spans(g, row, cols, spans);
+            int64_t col = spans.begin[lane], left = spans.end[lane] - col;
+            const T from_mean = T(row * kSide) - g.mean_y;
+            while (left > 0) {
+                if (size_ > kCapacity - kLanes || num_segments_ == kSegments) {
+                    close();
+                    flush(*this);
+                    open(n, g);
+                }
+                // Always a whole vector: what lies beyond the count is overwritten by the next.
+                store(block + size_, lanes.count + int32_t((row - origin) * cols + col));
+                store(x + size_, lanes.corner_x + (T(col * kSide) - g.mean_x));
+                store(y + size_, Vec<T>{} + from_mean);
+                const int count = int(std::min<int64_t>(left, kLanes));
+                size_ = scene.tile_limits ? keep_within_limits(scene, n, row, col, count) : size_ + count;
+                left -= kLanes;
+                col += kLanes;
+            }
         }
+        close();
+        if (num_segments_ == kSegments) flush(*this);
     }
-}
+
+    template <typename Visit>
+    INLINE void each(const Visit& visit) {
+        for (int i = 0; i < num_segments_; ++i) visit(segments_[i]);
+        size_ = num_segments_ = 0;
+    }
+
+    static constexpr int kCapacity = 1024, kSegments = 64;
+    int32_t block[kCapacity];       // index of a block from the first of row `origin`
+    T x[kCapacity], y[kCapacity];   // its corner, from the Gaussian's mean
+
+   private:
+    void open(int64_t n, const Splat<T>& g) { segments_[num_segments_] = {n, &g, size_, size_}; }
+    void close() {
+        segments_[num_segments_].end = size_;
+        num_segments_ += size_ > segments_[num_segments_].begin;
+    }
+    int keep_within_limits(const Scene<T>& scene, int64_t n, int64_t row, int64_t col, int count) {
+        int kept = size_;
+        for (int i = size_; i < size_ + count; ++i) {
+            if (beyond_limit(scene.tile_limits, row, col + i - size_, scene.cols(), n)) continue;
+            block[kept] = block[i];
+            x[kept] = x[i];
+            y[kept++] = y[i];
+        }
+        return kept;
+    }
+
+    Segment segments_[kSegments + 1];
+    int size_ = 0, num_segments_ = 0;
+};
+
+// The weights of one Gaussian in one listed block, and z in units of (u, v).
+template <typename T>
+struct Weights {
+    Vec<T> u, v, w;
+    INLINE Weights(const Whitening<T>& whiten, const Lanes<T>& lanes, T x, T y) {
+        const Vec<T> dx = lanes.x + x, dy = lanes.y + y;
+        u = whiten.a * dx;
+        v = whiten.b * dx + whiten.c * dy;
+        w = weight(u * u + v * v);
+    }
+};
 
 // Gaussians by band of block rows, in order of their index.
 struct Bands {
@@ -281,12 +356,27 @@ void draw_bands(const Scene<T>& scene, const Splat<T>* splats, const Bands& band
     parallel_for((rows + kBandRows - 1) / kBandRows, num_threads, [&](int64_t band) {
         const int64_t row_begin = band * kBandRows, row_end = std::min(rows, row_begin + kBandRows);
         std::vector<T> blocks((row_end - row_begin) * cols * C * kLanes);
+        Work<T> work;
+        auto draw = [&](Work<T>& listed) {
+            listed.each([&](const typename Work<T>::Segment& segment) {
+                const Whitening<T> whiten = segment.splat->whiten;
+                T color[C];
+                std::copy_n(scene.colors + segment.n * scene.channels + first, C, color);
+                for (int i = segment.begin; i < segment.end; ++i) {
+                    const Weights<T> at(whiten, lanes, listed.x[i], listed.y[i]);
+                    T* block = blocks.data() + int64_t(listed.block[i]) * (C * kLanes);
+                    for (int k = 0; k < C; ++k)
+                        store(block + k * kLanes, load(block + k * kLanes) + color[k] * at.w);
+                }
+            });
+        };
         for (int64_t i = bands.start[band]; i < bands.start[band + 1]; ++i) {
             const int64_t n = bands.members[i];
-            draw<T, C>(scene, splats[n], n, scene.colors + n * scene.channels + first,
-                       std::max<int64_t>(row_begin, splats[n].row_begin),
-                       std::min<int64_t>(row_end, splats[n].row_end), row_begin, lanes, blocks.data());
+            const int64_t begin = std::max<int64_t>(row_begin, splats[n].row_begin);
+            const int64_t end = std::min<int64_t>(row_end, splats[n].row_end);
+            work.add(scene, splats[n], n, lanes, begin, end, row_begin, draw);
         }
+        draw(work);
         finish(band, row_begin, row_end, blocks.data());
     });
 }
@@ -389,45 +479,59 @@ const char* forward_error(const Scene<T>& scene, const T* target, bool clamp, T*
 
 enum Coordinates { kColorsOnly = 0, kLocal = 1, kParameters = 2 };
 
-// Gradients of one Gaussian from the picture's gradient in blocks: adds to the moments Σ w q z and
-// Σ w q z zᵀ (q = color · gradient, in units of (u, v)) and writes the gradient of the color.
+// Adds the moments of the listed Gaussians, Σ w q z and Σ w q z zᵀ (q = color · gradient, z in units
+// of (u, v)), to moments [N, 5], and Σ w gradient to grad_colors [N, channels].
 template <typename T, int C, bool Geometry>
-INLINE void gather(const Scene<T>& scene, const Splat<T>& g, int64_t n, const T* color, const T* gradient,
-                   const Lanes<T>& lanes, T moments[5], T* grad_color) {
-    const int64_t cols = scene.cols();
-    Vec<T> mean_u{}, mean_v{}, uu{}, uv{}, vv{}, colors[C] = {};
-    Spans spans;
-    for (int64_t row = g.row_begin; row < g.row_end; ++row) {
-        const int64_t lane = (row - g.row_begin) % kLanes;
-        if (lane == 0) find_spans(g, row, cols, spans);
-        const Vec<T> dy = lanes.y + (T(row * kSide) - g.mean_y);
-        const Vec<T> shear = g.whiten.c * dy;
-        const T* block = gradient + (row * cols + spans.begin[lane]) * (C * kLanes);
-        for (int64_t col = spans.begin[lane]; col < spans.end[lane]; ++col, block += C * kLanes) {
-            if (beyond_limit(scene.tile_limits, row, col, cols, n)) continue;
-            const Vec<T> dx = lanes.x + (T(col * kSide) - g.mean_x);
-            const Vec<T> u = g.whiten.a * dx, v = g.whiten.b * dx + shear;
-            const Vec<T> w = weight(u * u + v * v);
+INLINE void gather(const Scene<T>& scene, Work<T>& work, int64_t first, const T* gradient,
+                   const Lanes<T>& lanes, T* moments, T* grad_colors) {
+    work.each([&](const typename Work<T>::Segment& segment) {
+        const Whitening<T> whiten = segment.splat->whiten;
+        T color[C];
+        std::copy_n(scene.colors + segment.n * scene.channels + first, C, color);
+        Vec<T> mean_u{}, mean_v{}, uu{}, uv{}, vv{}, colors[C] = {};
+        for (int i = segment.begin; i < segment.end; ++i) {
+            const Weights<T> at(whiten, lanes, work.x[i], work.y[i]);
+            const T* block = gradient + int64_t(work.block[i]) * (C * kLanes);
             Vec<T> q{};
             for (int k = 0; k < C; ++k) {
                 const Vec<T> value = load(block + k * kLanes);
-                colors[k] += w * value;
+                colors[k] += at.w * value;
                 q += color[k] * value;
             }
             if (Geometry) {
-                const Vec<T> wq = w * q, wqu = wq * u, wqv = wq * v;
+                const Vec<T> wq = at.w * q, wqu = wq * at.u, wqv = wq * at.v;
                 mean_u += wqu;
                 mean_v += wqv;
-                uu += wqu * u;
-                uv += wqu * v;
-                vv += wqv * v;
+                uu += wqu * at.u;
+                uv += wqu * at.v;
+                vv += wqv * at.v;
             }
         }
-    }
-    for (int k = 0; k < C; ++k) grad_color[k] = sum<T>(colors[k]);
-    if (Geometry) {
-        const Vec<T> all[5] = {mean_u, mean_v, uu, uv, vv};
-        for (int i = 0; i < 5; ++i) moments[i] += sum<T>(all[i]);
+        T* out = grad_colors + segment.n * scene.channels + first;
+        for (int k = 0; k < C; ++k) out[k] += sum<T>(colors[k]);
+        if (Geometry) {
+            const Vec<T> all[5] = {mean_u, mean_v, uu, uv, vv};
+            for (int i = 0; i < 5; ++i) moments[5 * segment.n + i] += sum<T>(all[i]);
+        }
+    });
+}
+
+// From the moments of one Gaussian to its gradient, in place.
+template <typename T>
+void finish_geometry(const T* cholesky, double scale, Coordinates coordinates, T* moments) {
+    const T one = T(scale / kUnit), two = T(scale / (kUnit * kUnit));
+    const T z1 = moments[0] * one, z2 = moments[1] * one;
+    const T z11 = moments[2] * two, z12 = moments[3] * two, z22 = moments[4] * two;
+    if (coordinates == kLocal) {
+        // ∂w/∂u = w z and ∂w/∂S = ½ w z zᵀ; s12 stands for two entries.
+        const T local[5] = {z1, z2, z11 / 2, z12, z22 / 2};
+        std::copy(local, local + 5, moments);
+    } else {
+        // ∂w/∂mean = w L⁻ᵀ z and ∂w/∂L = w L⁻ᵀ z zᵀ, lower triangle.
+        const T i11 = 1 / cholesky[0], i22 = 1 / cholesky[2];
+        const T i21 = -cholesky[1] / (cholesky[0] * cholesky[2]);
+        const T parameters[5] = {i11 * z1 + i21 * z2, i22 * z2, i11 * z11 + i21 * z12, i22 * z12, i22 * z22};
+        std::copy(parameters, parameters + 5, moments);
     }
 }
 
@@ -437,46 +541,36 @@ INLINE void gather(const Scene<T>& scene, const Splat<T>& g, int64_t n, const T*
 template <typename T>
 const char* backward(const Scene<T>& scene, const T* gradient, double scale, Coordinates coordinates,
                      T* grad_geometry, T* grad_colors, int num_threads) {
-    const int64_t rows = scene.rows(), cols = scene.cols();
+    constexpr int64_t kChunk = 256;
+    const int64_t rows = scene.rows(), cols = scene.cols(), channels = scene.channels;
     const Lanes<T> lanes;
     FirstBad bad(scene.num);
-    parallel_ranges(scene.num, 256, num_threads, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) {
-            Splat<T> g;
-            if (!prepare(scene, n, g)) bad.add(n);
-            T moments[5] = {};
-            for_each_group(scene.channels, [&](int64_t first, auto group) {
-                constexpr int C = decltype(group)::value;
-                const T* blocks = gradient + rows * cols * first * kLanes;
-                const T* color = scene.colors + n * scene.channels + first;
-                T sums[C] = {};
+    parallel_ranges(scene.num, kChunk, num_threads, [&](int64_t begin, int64_t end) {
+        Splat<T> splats[kChunk];
+        for (int64_t n = begin; n < end; ++n)
+            if (!prepare(scene, n, splats[n - begin])) bad.add(n);
+        std::fill(grad_colors + begin * channels, grad_colors + end * channels, T(0));
+        if (coordinates != kColorsOnly) std::fill(grad_geometry + begin * 5, grad_geometry + end * 5, T(0));
+        for_each_group(channels, [&](int64_t first, auto group) {
+            constexpr int C = decltype(group)::value;
+            const T* blocks = gradient + rows * cols * first * kLanes;
+            Work<T> work;
+            auto flush = [&](Work<T>& listed) {
                 if (coordinates == kColorsOnly)
-                    gather<T, C, false>(scene, g, n, color, blocks, lanes, moments, sums);
+                    gather<T, C, false>(scene, listed, first, blocks, lanes, grad_geometry, grad_colors);
                 else
-                    gather<T, C, true>(scene, g, n, color, blocks, lanes, moments, sums);
-                for (int k = 0; k < C; ++k) grad_colors[n * scene.channels + first + k] = sums[k] * T(scale);
-            });
-            if (coordinates == kColorsOnly) continue;
-            T* out = grad_geometry + 5 * n;
-            if (g.row_begin == g.row_end) {
-                std::fill(out, out + 5, T(0));
-                continue;
-            }
-            const T one = T(scale / kUnit), two = T(scale / (kUnit * kUnit));
-            const T z1 = moments[0] * one, z2 = moments[1] * one;
-            const T z11 = moments[2] * two, z12 = moments[3] * two, z22 = moments[4] * two;
-            if (coordinates == kLocal) {
-                // ∂w/∂u = w z and ∂w/∂S = ½ w z zᵀ; s12 stands for two entries.
-                const T local[5] = {z1, z2, z11 / 2, z12, z22 / 2};
-                std::copy(local, local + 5, out);
-            } else {
-                // ∂w/∂mean = w L⁻ᵀ z and ∂w/∂L = w L⁻ᵀ z zᵀ, lower triangle.
-                const T* l = scene.cholesky + 3 * n;
-                const T i11 = 1 / l[0], i22 = 1 / l[2], i21 = -l[1] / (l[0] * l[2]);
-                const T parameters[5] = {i11 * z1 + i21 * z2, i22 * z2, i11 * z11 + i21 * z12, i22 * z12, i22 * z22};
-                std::copy(parameters, parameters + 5, out);
-            }
-        }
+                    gather<T, C, true>(scene, listed, first, blocks, lanes, grad_geometry, grad_colors);
+            };
+            for (int64_t n = begin; n < end; ++n)
+                work.add(scene, splats[n - begin], n, lanes, splats[n - begin].row_begin,
+                         splats[n - begin].row_end, 0, flush);
+            flush(work);
+        });
+        for (int64_t i = begin * channels; i < end * channels; ++i) grad_colors[i] *= T(scale);
+        if (coordinates == kColorsOnly) return;
+        for (int64_t n = begin; n < end; ++n)
+            if (splats[n - begin].row_begin < splats[n - begin].row_end)
+                finish_geometry(scene.cholesky + 3 * n, scale, coordinates, grad_geometry + 5 * n);
     });
     return bad.message();
 }

@@ -1,0 +1,540 @@
+"""The commands: parsing and printing only."""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+NO_NETWORK = (
+    "no trained network ships with this version; "
+    "leave --checkpoint out to start from the image gradient"
+)
+NO_CUDA = "there are no CUDA kernels in this version; leave --device out to use the CPU"
+METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command line: 0, 1 for bad input, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with code 2 for wrong usage, with 0 after --help and --version.
+    """
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:  # said with the usage of the command, which argparse would not do
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BAD_INPUT as error:
+        return _complain(error)
+
+
+BAD_INPUT = (OSError, ValueError, RuntimeError, MemoryError)
+
+
+def _complain(error: BaseException) -> int:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError):
+        text = f"not enough memory ({text})"
+    print(f"error: {text}", file=sys.stderr)
+    return 1
+
+
+# --- what there is -----------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from instantgi import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="instantgi", description="Pictures as 2D Gaussians.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"instantgi {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_infer, _fit, _render, _export, _import, _bench, _doctor):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable, summary: str, details: str = ""
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}. {details}",
+        allow_abbrev=False,
+    )
+    # the command's own parser, so that its usage is what a wrong argument shows
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+RESULT = (
+    "Writes DIR/<name of the picture without suffix>/ with gaussians.safetensors, init.png (where "
+    "the fit started), render.png, overview.png and report.json, whole or not at all; an older "
+    "result there is replaced, a folder with other files is refused. Of pictures that share the "
+    "name but for the suffix (x.png x.jpg) the folder is DIR/<whole name>/."
+)
+
+
+def _infer(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "infer",
+        _run_fits,
+        "turn pictures into Gaussians: from the image gradient, by solved colors and a fit",
+        RESULT,
+    )
+    _add_fit_arguments(parser)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="trained network to start from; none ships with this version (default: none)",
+    )
+    parser.add_argument(
+        "--patch-size",
+        type=_whole(1),
+        default=3,
+        metavar="K",
+        help="largest side of a dithering cell in pixels; also sets the default of "
+        "--num-gaussians, 0.99 / K^2 per pixel (default: %(default)s)",
+    )
+    parser.set_defaults(method="instantgi")
+
+
+def _fit(commands: Any) -> None:
+    parser = _command(
+        commands, "fit", _run_fits, "fit Gaussians to pictures by the method of choice", RESULT
+    )
+    _add_fit_arguments(parser)
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="instantgi",
+        help="instantgi is ours; gaussianimage and gaussianimage-rs start from random Gaussians "
+        "and need many steps, as published 50000 (default: %(default)s)",
+    )
+    parser.set_defaults(patch_size=3, checkpoint=None)
+
+
+def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
+    add(
+        "-o",
+        "--output",
+        default="out",
+        metavar="DIR",
+        help="folder of results (default: %(default)s)",
+    )
+    add(
+        "--num-gaussians",
+        type=_whole(2),
+        metavar="N",
+        help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel)",
+    )
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--iterations",
+        type=_whole(0),
+        metavar="N",
+        help="steps of the fit (default: 300 without --seconds)",
+    )
+    limit.add_argument(
+        "--seconds", type=_positive, metavar="T", help="time for the fit (default: no limit)"
+    )
+    add(
+        "--psnr",
+        type=_positive,
+        metavar="P",
+        help="stop the fit earlier, once the PSNR is P dB (default: do not)",
+    )
+    add(
+        "--init",
+        metavar="FILE",
+        help="gaussians.safetensors or snapshot.safetensors of a picture of this size "
+        "to start from (default: the method's own start)",
+    )
+    add(
+        "--background",
+        type=_color,
+        metavar="COLOR",
+        help="white, black or #rrggbb: lay transparent pictures over it "
+        "(default: keep opacity as a fourth channel)",
+    )
+    add(
+        "--snapshot-every",
+        type=_whole(1),
+        metavar="N",
+        help="write DIR/<name>/snapshot.safetensors after every N steps (default: never)",
+    )
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto is cpu in this version (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        metavar="S",
+        help="of random starts (default: %(default)s)",
+    )
+    add(
+        "--quiet",
+        action="store_true",
+        help="print nothing but errors (default: progress and a line)",
+    )
+
+
+def _render(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "render",
+        _run_render,
+        "draw saved Gaussians at any size",
+        "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
+    )
+    add = parser.add_argument
+    add("gaussians", metavar="FILE", help="gaussians.safetensors of an earlier result")
+    add("-o", "--output", required=True, metavar="OUT", help=".png, .webp, .tif or .jpg (required)")
+    add("--scale", type=_positive, metavar="S", help="times the picture's own size (default: 1)")
+    add(
+        "--height",
+        type=_whole(1),
+        metavar="H",
+        help="in pixels, with --width (default: by --scale)",
+    )
+    add(
+        "--width",
+        type=_whole(1),
+        metavar="W",
+        help="in pixels, with --height (default: by --scale)",
+    )
+    add(
+        "--crop",
+        nargs=4,
+        type=_whole(None),
+        metavar=("X", "Y", "W", "H"),
+        help="draw this part only, in pixels of the picture's own size; --scale, --height and "
+        "--width are of the part (default: all)",
+    )
+
+
+def _export(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "export",
+        _run_export,
+        "write Gaussians as .npz for the WebGPU viewer of GaussianImage",
+    )
+    parser.add_argument(
+        "gaussians", metavar="FILE", help="gaussians.safetensors of an earlier result"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.npz", help="(required)")
+
+
+def _import(commands: Any) -> None:
+    parser = _command(
+        commands, "import", _run_import, "read such an .npz and write it as gaussians.safetensors"
+    )
+    parser.add_argument("npz", metavar="FILE.npz", help="Gaussians for the viewer")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT.safetensors", help="(required)"
+    )
+
+
+def _bench(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "bench",
+        _run_bench,
+        "fit every picture of a folder with every method and number of steps, and print a table",
+        "The JSON file is written after each fit; a later call keeps its rows and adds the rest.",
+    )
+    add = parser.add_argument
+    add("--images", required=True, metavar="DIR", help="folder of pictures (required)")
+    add("-o", "--output", required=True, metavar="OUT.json", help="results (required)")
+    add(
+        "--methods",
+        type=_listed(_method),
+        default=["instantgi"],
+        metavar="A,B",
+        help=f"of {', '.join(METHODS)} (default: instantgi)",
+    )
+    add(
+        "--iterations",
+        type=_listed(_whole(0)),
+        default=[300],
+        metavar="N,N",
+        help="steps; a fit of its own for each, since schedules depend on it (default: 300)",
+    )
+    add(
+        "--num-gaussians",
+        type=_whole(2),
+        metavar="N",
+        help="number of Gaussians (default: 0.11 per pixel)",
+    )
+    add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
+    add(
+        "--background",
+        type=_color,
+        metavar="COLOR",
+        help="lay transparent pictures over it (default: keep opacity as a fourth channel)",
+    )
+    add(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        metavar="S",
+        help="of random starts (default: %(default)s)",
+    )
+    add(
+        "--curve",
+        action="store_true",
+        help="also note the PSNR after 10, 20, 50, 100, 200, 500, ... steps (default: do not)",
+    )
+    add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
+
+
+def _doctor(commands: Any) -> None:
+    _command(
+        commands,
+        "doctor",
+        _run_doctor,
+        "say what of this install works",
+        "Exit code 1 if it does not.",
+    )
+
+
+# --- what a value may be -----------------------------------------------------------------------
+
+
+def _whole(least: int | None) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+        if least is not None and value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        if abs(value) >= 2**63:
+            raise argparse.ArgumentTypeError(f"must be below 2^63, got {text}")
+        return value
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be more than 0 and finite, got {text}")
+    return value
+
+
+def _color(text: str) -> str:
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be like white or #ff8800, got {text!r}") from None
+    return text
+
+
+def _method(text: str) -> str:
+    if text not in METHODS:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(METHODS)}, got {text!r}")
+    return text
+
+
+def _listed(parse: Callable[[str], Any]) -> Callable[[str], list]:
+    return lambda text: [parse(part.strip()) for part in text.split(",")]
+
+
+# --- infer, fit --------------------------------------------------------------------------------
+
+
+def _run_fits(options: argparse.Namespace) -> int:
+    if options.checkpoint is not None:
+        raise ValueError(NO_NETWORK)
+    if options.device == "cuda":
+        raise ValueError(NO_CUDA)
+    if options.init is not None and options.num_gaussians is not None:
+        options.parser.error(
+            "argument --num-gaussians: not allowed with --init, which has its own number"
+        )
+    folders = _folders(options)
+    failed = False
+    for image, folder in zip(options.images, folders, strict=True):
+        try:
+            _fit_one(image, folder, options)
+        except BAD_INPUT as error:
+            failed = bool(_complain(error))
+    return int(failed)
+
+
+def _folders(options: argparse.Namespace) -> list[Path]:
+    """Of the results: named by the picture's stem, or by its whole name if two share the stem."""
+    paths = [Path(image) for image in options.images]
+    stems = Counter(path.stem for path in paths)
+    names = [path.stem if stems[path.stem] == 1 else path.name for path in paths]
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        both = " and ".join(str(path) for path in paths if path.name == name or path.stem == name)
+        where = Path(options.output) / name
+        options.parser.error(f"{both} would go to {where}: give them in calls with different -o")
+    return [Path(options.output) / name for name in names]
+
+
+def _fit_one(image: str, folder: Path, options: argparse.Namespace) -> None:
+    from instantgi.infer import Recipe, infer_image
+
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    chosen = {name: value for name, value in vars(options).items() if name in names}
+    if options.iterations is None and options.seconds is None:
+        chosen["iterations"] = 300
+    recipe = Recipe(**chosen)
+    with _Bar(Path(image).name, recipe.iterations, recipe.seconds, options.quiet) as bar:
+        report = infer_image(
+            image, folder, recipe, snapshot_every=options.snapshot_every, on_progress=bar.update
+        )
+    if not options.quiet:
+        print(_result_line(report, folder), flush=True)
+
+
+def _result_line(report: dict[str, Any], folder: Path) -> str:
+    drawn = [stage for stage in report["stages"] if stage["name"] != "heuristic"]
+    first, last = (
+        "lossless" if stage["lossless"] else f"{stage['psnr']:.2f} dB"
+        for stage in (drawn[0], drawn[-1])
+    )
+    return (
+        f"{Path(report['image']).name}  {report['width']}x{report['height']}  "
+        f"{report['num_gaussians']} Gaussians  {first} -> {last}  "
+        f"{report['seconds_total']:.1f} s  {folder}"
+    )
+
+
+class _Bar:
+    """A bar on stderr with the PSNR, if that is a terminal."""
+
+    def __init__(self, name: str, iterations: int | None, seconds: float | None, quiet: bool):
+        from tqdm import tqdm
+
+        self.by_steps = seconds is None
+        form = "{n:.0f}/{total:.0f} steps" if self.by_steps else "{n:.1f}/{total:g} s"
+        self.bar = tqdm(
+            total=iterations if self.by_steps else seconds,
+            desc=name,
+            bar_format="{l_bar}{bar}| " + form + "{postfix}",
+            leave=False,
+            dynamic_ncols=True,
+            disable=True if quiet else None,
+        )
+
+    def update(self, progress: Any) -> None:
+        if self.bar.disable:
+            return
+        done = progress.iteration if self.by_steps else min(progress.seconds, self.bar.total)
+        self.bar.set_postfix_str(f"{progress.psnr:.2f} dB", refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+# --- render, export, import --------------------------------------------------------------------
+
+
+def _run_render(options: argparse.Namespace) -> int:
+    if (options.height is None) != (options.width is None):
+        options.parser.error("--height and --width are given together, or use --scale")
+    if options.scale is not None and options.height is not None:
+        options.parser.error("argument --scale: not allowed with --height and --width")
+    if options.crop and min(options.crop[2:]) < 1:
+        options.parser.error(
+            f"argument --crop: W and H must be at least 1, got {options.crop[2]} {options.crop[3]}"
+        )
+    from instantgi.gaussians import Gaussians
+    from instantgi.images import write_image
+    from instantgi.infer import draw_part
+
+    gaussians, height, width = Gaussians.load(options.gaussians)
+    left, top, part_width, part_height = options.crop or (0, 0, width, height)
+    scale = options.scale or 1.0
+    picture = draw_part(
+        gaussians,
+        (left, top, part_width, part_height),
+        options.height or max(1, round(part_height * scale)),
+        options.width or max(1, round(part_width * scale)),
+    )
+    write_image(options.output, picture)
+    return 0
+
+
+def _run_export(options: argparse.Namespace) -> int:
+    from instantgi.gaussians import Gaussians
+    from instantgi.npz import save_npz
+
+    gaussians, height, width = Gaussians.load(options.gaussians)
+    save_npz(options.output, gaussians, height, width)
+    return 0
+
+
+def _run_import(options: argparse.Namespace) -> int:
+    from instantgi.npz import load_npz
+
+    gaussians, height, width = load_npz(options.npz)
+    gaussians.save(options.output, height, width)
+    return 0
+
+
+# --- bench, doctor -----------------------------------------------------------------------------
+
+
+def _run_bench(options: argparse.Namespace) -> int:
+    from instantgi.bench import markdown, pictures_in, run_bench
+
+    results = run_bench(
+        pictures_in(options.images)[: options.limit],
+        options.output,
+        methods=options.methods,
+        iterations=options.iterations,
+        num_gaussians=options.num_gaussians,
+        background=options.background,
+        seed=options.seed,
+        curve=options.curve,
+        quiet=options.quiet,
+    )
+    print(markdown(results))
+    return 0
+
+
+def _run_doctor(_: argparse.Namespace) -> int:
+    from instantgi.bench import conditions, graphics_card, kernels_error
+
+    error = kernels_error()
+    found = conditions() | {"kernels": error or "loaded", "graphics card": graphics_card()}
+    for name, value in found.items():
+        print(f"{name + ':':17}{value}")
+    return int(error is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

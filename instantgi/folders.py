@@ -1,0 +1,80 @@
+"""Writes result folders whole or not at all."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def prepare_folder(path: str | os.PathLike, names: Collection[str]) -> None:
+    """Make sure, before the work begins, that `replace_folder` will be able to write here.
+
+    The folders above `path` are created; an older result may be in its place, other files not.
+
+    Args:
+        names: of the files that a result of ours consists of.
+
+    Raises:
+        FileExistsError: if there is a file, or a folder with files that are not ours.
+        PermissionError, NotADirectoryError: if no folder can be created here.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{path}: is a file; choose another folder for the result")
+    foreign = (
+        sorted({file.name for file in target.iterdir()} - set(names)) if target.exists() else []
+    )
+    if foreign:
+        raise FileExistsError(
+            f"{path}: holds {foreign[0]}, which is not ours to replace; choose another folder"
+        )
+    _create(path, target.parent)
+
+
+def _create(path: str | os.PathLike, parent: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{path}: {parent} lies in a file, not in a folder") from None
+    except PermissionError:
+        raise PermissionError(f"{path}: no permission to create {parent}") from None
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{path}: no permission to write in {parent}; choose another folder")
+
+
+@contextmanager
+def replace_folder(path: str | os.PathLike, names: Collection[str]) -> Iterator[Path]:
+    """An empty folder to fill: becomes `path` if the block ends well, vanishes if it does not.
+
+    It lies beside `path`, hidden, until it is renamed. An older result of ours is moved aside
+    before and deleted after; it comes back if that fails.
+
+    Raises:
+        As `prepare_folder`.
+    """
+    prepare_folder(path, names)
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{secrets.token_hex(8)}")
+    partial.mkdir()
+    try:
+        yield partial
+        prepare_folder(path, names)  # files may have come while the block ran
+        _exchange(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    older = target.with_name(f".{secrets.token_hex(8)}")
+    target.rename(older)
+    try:
+        partial.rename(target)
+    except BaseException:
+        older.rename(target)
+        raise
+    shutil.rmtree(older, ignore_errors=True)

@@ -1,0 +1,348 @@
+"""One picture → Gaussians, with a report and an overview of how it went.
+
+A result is a folder of `gaussians.safetensors`, `init.png` (where the fit started), `render.png`,
+`overview.png` and `report.json`. It appears whole or not at all.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from instantgi.fit import (
+    Progress,
+    default_count,
+    fit_image,
+    heuristic_start,
+    make_fitter,
+    solve_colors,
+)
+from instantgi.folders import prepare_folder, replace_folder
+from instantgi.gaussians import Gaussians
+from instantgi.images import flatten_alpha, read_image, to_8bit, write_image
+from instantgi.metrics import bits_per_pixel, ms_ssim, psnr
+from instantgi.render import rasterize
+
+GAUSSIANS, REPORT, SNAPSHOT = "gaussians.safetensors", "report.json", "snapshot.safetensors"
+RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
+CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
+SOLVE_ITERATIONS = 10
+MAX_CURVE_POINTS = 400
+MAX_SAMPLES = 400_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that a result depends on, apart from the picture and this version.
+
+    Attributes:
+        method: a name of `instantgi.fit.METHODS`.
+        patch_size: side of the largest dithering cell of the heuristic start.
+        num_gaussians: None for `default_count`; an upper limit for the heuristic start.
+        init: a file of Gaussians to start from.
+        iterations, seconds, psnr: where the fit stops, whichever comes first; see `fit_image`.
+        background: a color of CSS to lay the picture over; None keeps opacity as a fourth channel.
+        seed: of methods that draw random numbers.
+    """
+
+    method: str = "instantgi"
+    patch_size: int = 3
+    num_gaussians: int | None = None
+    init: str | None = None
+    iterations: int | None = 300
+    seconds: float | None = None
+    psnr: float | None = None
+    background: str | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline that is done."""
+
+    name: str  # heuristic, colors or random or init, and at last fit
+    seconds: float  # of this stage alone
+    gaussians: Gaussians
+    iterations: int = 0  # of the fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How close a picture of 8 bits is to its target."""
+
+    psnr: float | None = None  # dB; None without a picture, or with an error of zero
+    ms_ssim: float | None = None  # None without a picture, or below 161 pixels
+    lossless: bool = False
+
+
+def read_picture(path: str | Path, background: str | None = None) -> Float[Tensor, "C H W"]:
+    """The picture in a file, laid over a background if one is given."""
+    image = read_image(path)
+    return image if background is None else flatten_alpha(image, background)
+
+
+def run_stages(
+    image: Float[Tensor, "C H W"],
+    recipe: Recipe,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Stage]:
+    """The stages of the recipe, each yielded when it is done; the last one is the fit.
+
+    The Gaussians of the stage `heuristic` are still black: they have a shape, and no colors yet.
+    What the caller does between two stages and in `on_progress` (called after each step) is not
+    timed.
+    """
+    stage = None
+    for stage in _start_stages(image, recipe):
+        yield stage
+    assert stage is not None
+    steps, aside = 0, 0.0
+
+    def look(progress: Progress) -> None:
+        nonlocal steps, aside
+        steps, began = progress.iteration, time.perf_counter()
+        if on_progress:
+            on_progress(progress)
+        aside += time.perf_counter() - began
+
+    began = time.perf_counter()
+    fitted = fit_image(
+        image,
+        # a random start is drawn again: through `init` its parameters would come back rounded
+        init=None if stage.name == "random" else stage.gaussians,
+        method=recipe.method,
+        num_gaussians=len(stage.gaussians) or None,
+        iterations=recipe.iterations,
+        seconds=recipe.seconds,
+        psnr=recipe.psnr,
+        seed=recipe.seed,
+        report_every=1,
+        on_progress=look,
+    )
+    yield Stage("fit", time.perf_counter() - began - aside, fitted, steps)
+
+
+def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
+    """Where the fit starts: from a file, from the picture's gradient, or as the method has it."""
+    height, width = image.shape[1:]
+    num = recipe.num_gaussians or default_count(height, width, recipe.patch_size)
+    began = time.perf_counter()
+    if recipe.init is not None:
+        gaussians = _load_start(recipe.init, image)
+        yield Stage("init", time.perf_counter() - began, gaussians)
+    elif recipe.method == "instantgi":
+        gaussians = heuristic_start(image, num, recipe.patch_size)
+        yield Stage("heuristic", time.perf_counter() - began, gaussians)
+        began = time.perf_counter()
+        gaussians = solve_colors(gaussians, image, SOLVE_ITERATIONS)
+        yield Stage("colors", time.perf_counter() - began, gaussians)
+    else:
+        fitter = make_fitter(recipe.method)
+        fitter.start(image, None, num, recipe.seed)
+        gaussians = fitter.gaussians()
+        yield Stage("random", time.perf_counter() - began, gaussians)
+
+
+def _load_start(path: str, image: Tensor) -> Gaussians:
+    gaussians, *size = Gaussians.load(path)
+    channels, height, width = image.shape
+    if size != [height, width] or gaussians.colors.shape[1] != channels:
+        raise ValueError(
+            f"{path}: is of {size[1]}x{size[0]} pixels in {gaussians.colors.shape[1]} channels, "
+            f"the picture is {width}x{height} in {channels}; start from Gaussians of the same kind"
+        )
+    return gaussians.to(torch.float32)
+
+
+def score(picture: UInt8[Tensor, "C H W"], image: UInt8[Tensor, "C H W"]) -> Scores:
+    """PSNR and MS-SSIM of two pictures of 8 bits."""
+    decibels = psnr(picture / 255, image / 255)
+    if math.isinf(decibels):
+        decibels = None
+    # channel by channel, which is how MS-SSIM is defined: all at once would take thrice the memory
+    channels = [ms_ssim(a[None] / 255, b[None] / 255) for a, b in zip(picture, image, strict=True)]
+    known = [value.item() for value in channels if value is not None]
+    similarity = sum(known) / len(known) if known else None
+    return Scores(decibels, similarity, lossless=decibels is None)
+
+
+class Curve:
+    """PSNR over the steps of a fit, thinned to a few hundred points."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float, float]] = []  # steps, seconds, dB
+        self._last: tuple[int, float, float] | None = None
+        self._stride = 1
+
+    def add(self, progress: Progress) -> None:
+        self._last = (progress.iteration, progress.seconds, progress.psnr)
+        if not math.isfinite(progress.psnr):
+            self._last = None
+        elif progress.iteration % self._stride == 0:
+            self.points.append(self._last)
+        if len(self.points) > MAX_CURVE_POINTS:
+            self._stride *= 2
+            self.points = [point for point in self.points if point[0] % self._stride == 0]
+
+    def whole(self) -> list[tuple[int, float, float]]:
+        """All points, the last one as well."""
+        missing = self._last is not None and self._last not in self.points[-1:]
+        return self.points + ([self._last] if self._last and missing else [])
+
+
+def infer_image(
+    path: str | Path,
+    folder: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    snapshot_every: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """The report of one picture, after its result is written to `folder`.
+
+    Args:
+        path: of the picture.
+        folder: replaced if it is an older result of ours.
+        recipe: `Recipe()` by default.
+        snapshot_every: steps between two writes of `snapshot.safetensors` into the folder while
+            the fit runs; the finished result takes its place.
+        on_progress: called after each step.
+
+    Raises:
+        ImageError, OSError: if the picture cannot be read or the folder cannot be written.
+        ValueError: if the recipe does not suit the picture.
+    """
+    recipe, folder = recipe or Recipe(), Path(folder)
+    began = time.perf_counter()
+    image = read_picture(path, recipe.background)
+    seconds_read = time.perf_counter() - began
+    prepare_folder(folder, RESULTS)
+    original = to_8bit(image)
+    height, width = image.shape[1:]
+    curve = Curve()
+
+    def look(progress: Progress) -> None:
+        curve.add(progress)
+        if snapshot_every and progress.iteration % snapshot_every == 0:
+            folder.mkdir(exist_ok=True)
+            progress.fitter.gaussians().save(folder / SNAPSHOT, height, width)
+        if on_progress:
+            on_progress(progress)
+
+    stages: list[dict[str, Any]] = []
+    pictures: list[Tensor] = []
+    for stage in run_stages(image, recipe, look):
+        scores = Scores()
+        if stage.name != "heuristic":
+            pictures.append(to_8bit(rasterize(stage.gaussians, height, width)))
+            scores = score(pictures[-1], original)
+        timed = {"name": stage.name, "seconds": stage.seconds}
+        stages.append(timed | dataclasses.asdict(scores))
+    report: dict[str, Any] = {
+        "image": str(path),
+        "height": height,
+        "width": width,
+        "channels": CHANNELS[len(image)],
+        "num_gaussians": len(stage.gaussians),
+        "method": recipe.method,
+        "iterations": stage.iterations,
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "seed": recipe.seed,
+        "version": _version(),
+        "recipe": dataclasses.asdict(recipe),
+        "seconds_read": seconds_read,
+        "stages": stages,
+        **dataclasses.asdict(scores),
+        "curve": [(steps, round(at, 4), round(level, 4)) for steps, at, level in curve.whole()],
+    }
+    with replace_folder(folder, RESULTS) as partial:
+        num_bytes = _save_gaussians(partial / GAUSSIANS, stage.gaussians, height, width)
+        report["bytes"] = num_bytes
+        report["bpp"] = bits_per_pixel(num_bytes, height, width)
+        report["bytes_of"] = GAUSSIANS
+        _write_pictures(partial, original, pictures, stage.gaussians, report)
+        report["seconds_total"] = time.perf_counter() - began
+        (partial / REPORT).write_text(to_json(report), encoding="utf-8")
+    return report
+
+
+def _save_gaussians(path: Path, gaussians: Gaussians, height: int, width: int) -> int:
+    """Write the file and say how many bytes it has: the same ones for the same Gaussians.
+
+    safetensors lists the entries of its header in any order; here they are sorted.
+    """
+    gaussians.save(path, height, width)
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    entries = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":"))
+    path.unlink()  # a new file, as safetensors makes them readable by their owner alone
+    return path.write_bytes(data[:8] + entries.encode().ljust(end - 8) + data[end:])
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """One line for each entry, so that a person can read it too; never NaN or Infinity."""
+    lines = (f"  {json.dumps(key)}: {json.dumps(report[key], allow_nan=False)}" for key in report)
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _write_pictures(
+    folder: Path,
+    original: UInt8[Tensor, "C H W"],
+    pictures: list[Tensor],
+    gaussians: Gaussians,
+    report: dict[str, Any],
+) -> None:
+    from instantgi.overview import draw_overview
+
+    initial, final = pictures
+    write_image(folder / "init.png", initial / 255)
+    write_image(folder / "render.png", final / 255)
+    sheet = draw_overview(original, initial, final, gaussians, report)
+    sheet.save(folder / "overview.png")
+
+
+def _version() -> str:
+    from instantgi import __version__
+
+    return __version__
+
+
+def draw_part(
+    gaussians: Gaussians, part: tuple[int, int, int, int], height: int, width: int
+) -> Float[Tensor, "C {height} {width}"]:
+    """A part (x, y, width, height) of the picture, in pixels, drawn at another size.
+
+    Where that is smaller, a pixel is the mean of several samples: one would miss what lies between.
+
+    Raises:
+        ValueError: if the samples would be more than 400 million.
+    """
+    left, top, part_width, part_height = part
+    samples = [
+        max(1, math.ceil(whole / drawn))
+        for whole, drawn in ((part_width, width), (part_height, height))
+    ]
+    fine_width, fine_height = width * samples[0], height * samples[1]
+    if fine_width * fine_height > MAX_SAMPLES:
+        raise ValueError(
+            f"{width}x{height} pixels would take {fine_width * fine_height} samples, more than "
+            f"{MAX_SAMPLES}; choose a smaller size or part"
+        )
+    picture = rasterize(
+        gaussians,
+        fine_height,
+        fine_width,
+        origin=(left, top),
+        step=(part_width / fine_width, part_height / fine_height),
+    )
+    if samples == [1, 1]:
+        return picture
+    return torch.nn.functional.avg_pool2d(picture[None], (samples[1], samples[0]))[0]

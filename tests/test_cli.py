@@ -1,0 +1,270 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from instantgi import __version__, cli, fit
+from instantgi.cli import build_parser, main
+from instantgi.gaussians import Gaussians
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("infer", "fit", "render", "export", "import", "bench", "doctor")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    levels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(levels).resize((48, 32), Image.Resampling.BICUBIC).save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+@pytest.fixture
+def result(picture: Path, tmp_path: Path) -> Path:
+    assert infer(picture, tmp_path / "made", "--quiet") == 0
+    return tmp_path / "made" / "scene"
+
+
+def infer(*arguments: object) -> int:
+    *images, output, option = arguments
+    return main(["infer", *map(str, images), "-o", str(output), "--iterations", "3", str(option)])
+
+
+def usage_error(arguments: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_one_line_for_each_picture(picture, tmp_path, capsys):
+    assert main(["infer", str(picture), "-o", str(tmp_path / "out"), "--iterations", "3"]) == 0
+    out, err = capsys.readouterr()
+    number = r"\d+\.\d+"
+    assert re.fullmatch(
+        rf"scene.png  48x32  \d+ Gaussians  {number} dB -> {number} dB  {number} s  \S+/scene\n",
+        out,
+    )
+    assert err == ""  # no terminal, no bar
+
+
+def test_quiet_prints_nothing(picture, tmp_path, capsys):
+    assert infer(picture, tmp_path / "out", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bad_picture_is_one_line_and_the_others_are_done(picture, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:200])
+    images = [str(tmp_path / "none.png"), str(broken), str(picture)]
+    assert main(["infer", *images, "-o", str(tmp_path / "out"), "--iterations", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert [line[:7] for line in err.splitlines()] == ["error: "] * 2
+    assert "none.png: there is no such file" in err and "truncated" in err
+    assert out.startswith("scene.png")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scene"]
+
+
+def test_fit_takes_each_method(picture, tmp_path):
+    for method in cli.METHODS:
+        out = tmp_path / method
+        arguments = [
+            "fit",
+            str(picture),
+            "--method",
+            method,
+            "--num-gaussians",
+            "40",
+            "--iterations",
+            "2",
+        ]
+        assert main([*arguments, "-o", str(out), "--quiet"]) == 0
+        assert (out / "scene" / "overview.png").exists()
+    assert tuple(cli.METHODS) == tuple(fit.METHODS)
+
+
+def test_no_network_and_no_cuda_are_said_in_one_line(picture, capsys):
+    assert main(["infer", str(picture), "--checkpoint", "small"]) == 1
+    assert capsys.readouterr().err == (
+        "error: no trained network ships with this version; "
+        "leave --checkpoint out to start from the image gradient\n"
+    )
+    assert main(["infer", str(picture), "--device", "cuda"]) == 1
+    assert re.fullmatch("error: there are no CUDA kernels .*\n", capsys.readouterr().err)
+
+
+def test_pictures_of_equal_stems_have_folders_of_their_own(picture, tmp_path, capsys):
+    twin, other = tmp_path / "scene.bmp", tmp_path / "other.png"
+    for path in (twin, other):
+        Image.open(picture).save(path)
+    assert infer(picture, twin, other, tmp_path / "out", "--quiet") == 0
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert made == ["other", "scene.bmp", "scene.png"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "scene.png").write_bytes(picture.read_bytes())
+    both = [str(picture), str(tmp_path / "b" / "scene.png")]
+    assert "different -o" in usage_error(["infer", *both], capsys)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (["--num-gaussians", "-5"], "at least 2"),
+        (["--num-gaussians", "many"], "whole number"),
+        (["--iterations", "-1"], "at least 0"),
+        (["--seconds", "0"], "more than 0"),
+        (["--seconds", "nan"], "more than 0"),
+        (["--psnr", "inf"], "finite"),
+        (["--seconds", "1", "--iterations", "1"], "not allowed with"),
+        (["--seed", "-1"], "at least 0"),
+        (["--seed", str(2**63)], "below 2^63"),
+        (["--patch-size", "0"], "at least 1"),
+        (["--background", "octarine"], "like white or #ff8800"),
+        (["--device", "tpu"], "invalid choice"),
+        (["--snapshot-every", "0"], "at least 1"),
+        (["--init", "x.safetensors", "--num-gaussians", "5"], "not allowed with --init"),
+        (["--iter", "5"], "unrecognized"),
+    ],
+)
+def test_wrong_values_are_usage_errors(options, text, picture, capsys):
+    err = usage_error(["infer", str(picture), *options], capsys)
+    assert text in err
+    assert err.startswith("usage: instantgi")
+
+
+@pytest.mark.parametrize(
+    "arguments, text",
+    [
+        ([], "required"),
+        (["infer"], "IMAGE"),
+        (["draw"], "invalid choice"),
+        (["fit", "x.png", "--method", "magic"], "gaussianimage-rs"),
+        (["render", "x"], "--output"),
+        (["render", "x", "-o", "y.png", "--height", "5"], "given together"),
+        (
+            ["render", "x", "-o", "y.png", "--scale", "2", "--height", "5", "--width", "5"],
+            "--scale",
+        ),
+        (["render", "x", "-o", "y.png", "--crop", "0", "0", "0", "5"], "at least 1, got 0 5"),
+        (["bench", "--images", "x", "-o", "y", "--methods", "instantgi,magic"], "'magic'"),
+        (["bench", "--images", "x", "-o", "y", "--iterations", "5,,6"], "whole number"),
+    ],
+)
+def test_wrong_commands_are_usage_errors(arguments, text, capsys):
+    assert text in usage_error(arguments, capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option_with_its_default(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    parser: Any = build_parser()
+    (commands,) = (action for action in parser._actions if action.dest == "command")
+    for action in commands.choices[command]._actions:
+        if action.option_strings and "--help" not in action.option_strings:
+            assert action.option_strings[-1] in text
+            assert "(default: " in action.help or "(required)" in action.help, action.option_strings
+
+
+def test_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"instantgi {__version__}\n"
+
+
+def test_render_draws_what_infer_drew(result, tmp_path):
+    output = tmp_path / "again.png"
+    assert main(["render", str(result / "gaussians.safetensors"), "-o", str(output)]) == 0
+    assert (np.asarray(Image.open(output)) == np.asarray(Image.open(result / "render.png"))).all()
+
+
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        (["--scale", "2"], (96, 64)),
+        (["--scale", "0.001"], (1, 1)),
+        (["--height", "10", "--width", "90"], (90, 10)),
+        (["--crop", "8", "4", "20", "10"], (20, 10)),
+        (["--crop", "-8", "4", "20", "10", "--scale", "1.5"], (30, 15)),
+        (["--crop", "8", "4", "20", "10", "--height", "7", "--width", "9"], (9, 7)),
+    ],
+)
+def test_render_has_the_size_asked_for(result, tmp_path, options, size):
+    output = tmp_path / "other.png"
+    source = str(result / "gaussians.safetensors")
+    assert main(["render", source, "-o", str(output), *options]) == 0
+    assert Image.open(output).size == size
+
+
+def test_crop_is_a_part_of_the_picture(result, tmp_path):
+    output = tmp_path / "part.png"
+    source = str(result / "gaussians.safetensors")
+    assert main(["render", source, "-o", str(output), "--crop", "8", "4", "20", "10"]) == 0
+    whole = np.asarray(Image.open(result / "render.png")).astype(int)
+    # means moved by whole pixels lose bits, which may turn a rounding or a cut-off
+    assert abs(whole[4:14, 8:28] - np.asarray(Image.open(output))).max() <= 1
+
+
+def test_export_and_import_keep_the_gaussians(result, tmp_path):
+    source, npz, back = (
+        result / "gaussians.safetensors",
+        tmp_path / "x.npz",
+        tmp_path / "x.safetensors",
+    )
+    assert main(["export", str(source), "-o", str(npz)]) == 0
+    assert main(["import", str(npz), "-o", str(back)]) == 0
+    ours, *size = Gaussians.load(source)
+    theirs, *their_size = Gaussians.load(back)
+    assert size == their_size == [32, 48]
+    torch.testing.assert_close(theirs.means, ours.means, atol=48 / 4096, rtol=0)  # half floats
+
+
+@pytest.mark.parametrize("command", ["render", "export", "import"])
+def test_wrong_files_are_one_line(command, picture, tmp_path, capsys):
+    for source in (picture, tmp_path / "none"):
+        output = tmp_path / "out.png"
+        assert main([command, str(source), "-o", str(output)]) == 1
+        assert re.fullmatch("error: [^\n]+\n", capsys.readouterr().err)
+        assert not output.exists()
+
+
+def test_enormous_sizes_are_refused(result, tmp_path, capsys):
+    source = str(result / "gaussians.safetensors")
+    assert main(["render", source, "-o", str(tmp_path / "x.png"), "--scale", "1e6"]) == 1
+    assert "choose a smaller size" in capsys.readouterr().err
+
+
+def test_doctor_says_what_it_found(capsys, monkeypatch):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name in ("torch:", "threads:", "instruction set:", "graphics card:"):
+        assert name in out
+    assert re.search("kernels: +loaded", out)
+    monkeypatch.setattr("instantgi.bench.kernels_error", lambda: "the CPU kernels are missing")
+    assert main(["doctor"]) == 1
+    assert "missing" in capsys.readouterr().out
+
+
+def test_programs_exit_with_the_codes_and_without_tracebacks(picture, tmp_path):
+    def run(*command: object) -> tuple[int, str, str]:
+        words = [sys.executable, *map(str, command)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    out = tmp_path / "out"
+    code, stdout, stderr = run("infer.py", picture, "-o", out, "--iterations", 2)
+    assert (code, stderr) == (0, "") and stdout.startswith("scene.png  48x32")
+    (tmp_path / "empty.png").write_bytes(b"")
+    code, stdout, stderr = run("-m", "instantgi", "infer", tmp_path / "empty.png", "-o", out)
+    assert (code, stdout) == (1, "") and re.fullmatch("error: .*empty; copy.*\n", stderr)
+    assert [path.name for path in out.iterdir()] == ["scene"]
+    code, _, stderr = run("infer.py", "--scale", "2")
+    assert code == 2 and "usage: instantgi infer" in stderr
