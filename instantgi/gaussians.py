@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,14 +175,18 @@ class Gaussians:
 
     def save(self, path: str | Path, height: int, width: int) -> None:
         """Write all fields, bit for bit, with the size of the picture, as safetensors."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         check_size(height, width)
         metadata = {"format": "instantgi.gaussians", "version": str(FORMAT_VERSION)}
         metadata |= {"height": str(height), "width": str(width)}
         fields = {name: getattr(self, name).detach().cpu().contiguous() for name in FIELDS}
+        data = save(fields, metadata=metadata)
+        # safetensors lists its header in any order; sorted, the same Gaussians give the same bytes
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":"))
         with replace_on_success(path) as partial:
-            save_file(fields, partial, metadata=metadata)
+            partial.write_bytes(data[:8] + header.encode().ljust(end - 8) + data[end:])
 
     @classmethod
     def load(cls, path: str | Path) -> tuple[Gaussians, int, int]:

@@ -264,7 +264,8 @@ def infer_image(
         "curve": [(steps, round(at, 4), round(level, 4)) for steps, at, level in curve.whole()],
     }
     with replace_folder(folder, RESULTS) as partial:
-        num_bytes = _save_gaussians(partial / GAUSSIANS, stage.gaussians, height, width)
+        stage.gaussians.save(partial / GAUSSIANS, height, width)
+        num_bytes = (partial / GAUSSIANS).stat().st_size
         report["bytes"] = num_bytes
         report["bpp"] = bits_per_pixel(num_bytes, height, width)
         report["bytes_of"] = GAUSSIANS
@@ -272,19 +273,6 @@ def infer_image(
         report["seconds_total"] = time.perf_counter() - began
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
     return report
-
-
-def _save_gaussians(path: Path, gaussians: Gaussians, height: int, width: int) -> int:
-    """Write the file and say how many bytes it has: the same ones for the same Gaussians.
-
-    safetensors lists the entries of its header in any order; here they are sorted.
-    """
-    gaussians.save(path, height, width)
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    entries = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":"))
-    path.unlink()  # a new file, as safetensors makes them readable by their owner alone
-    return path.write_bytes(data[:8] + entries.encode().ljust(end - 8) + data[end:])
 
 
 def to_json(report: dict[str, Any]) -> str:

@@ -18,6 +18,8 @@ from instantgi.render.ops import (
     to_blocks,
 )
 
+MEMORY = 4  # steps that the momentum remembers at first; one more for every ten steps
+WARM_UP = 5  # steps until the full rate: before that, √v̂ says little about a gradient's size
 RELOCATION_GAP = 20  # steps that moved Gaussians get to settle
 LAST_RELOCATION = 0.5  # of the fit; later ones no longer pay
 
@@ -96,8 +98,9 @@ class LocalAdam:
             self._relocate(from_blocks(residual, *size))
             return squares
         gradients = rasterize_error_backward(residual, *scene, *size, 1.0, LOCAL)
-        rate = self.rate * (0.05 + 0.95 * math.sqrt(1 - progress))
-        beta1 = 1 - 1 / (4 + self.iteration / 10)
+        fading = 0.05 + 0.95 * math.sqrt(1 - progress)
+        rate = self.rate * fading * min(1, self.iteration / WARM_UP)
+        beta1 = 1 - 1 / (MEMORY + self.iteration / 10)
         betas = [beta1, max(self.beta2, beta1**2)]
         self.products = [product * beta for product, beta in zip(self.products, betas, strict=True)]
         corrections = [1 / (1 - product) for product in self.products]

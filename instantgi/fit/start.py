@@ -50,12 +50,13 @@ def heuristic_start(
         wanted = max(0, (num_gaussians + 2 - (len(points) - len(inner))) // 2)
     triangles, _ = triangulate(points)
     centers, covariances = fit_ellipses(points, triangles)
-    if len(centers) > num_gaussians:
-        areas = covariances[:, 0] * covariances[:, 2] - covariances[:, 1] ** 2
-        kept = areas.argsort(descending=True, stable=True)[:num_gaussians].sort().values
-        centers, covariances = centers[kept], covariances[kept]
     # In reading order of 8-pixel bands: neighbors in the picture are neighbors in memory.
     order = ((centers[:, 1] // 8) * width + centers[:, 0]).argsort(stable=True)
+    if len(order) > num_gaussians:
+        # The border alone gave too many (thin pictures): every so-manieth, and each stands for more.
+        kept = torch.arange(num_gaussians) * len(order) // num_gaussians
+        covariances = covariances * (len(order) / num_gaussians)
+        order = order[kept]
     centers, covariances = centers[order], covariances[order]
     covariances = STRETCH * covariances + covariances.new_tensor([ROUND, 0.0, ROUND])
     colors = torch.zeros(len(centers), channels)
