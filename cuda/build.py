@@ -60,7 +60,10 @@ def build(output: Path) -> list[Path]:
     cxx, sources = compiler(), sorted(SOURCES.glob("*_cpu.cpp"))
     position_independent = [] if sys.platform == "win32" else ["-fPIC", "-pthread"]
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        tempfile.TemporaryDirectory(dir=output) as folder,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         jobs, objects = [], {}
         for name, flags in instruction_sets().items():
             objects[name] = []

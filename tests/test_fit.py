@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from scenes import random_gaussians
+
 from instantgi.fit import (
     METHODS,
     GaussianImage,
@@ -18,7 +20,6 @@ from instantgi.metrics import psnr
 from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize, rasterize_reference
 from instantgi.render.reference import weights_reference
-from scenes import random_gaussians
 
 
 def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -102,7 +103,9 @@ def test_every_color_iteration_lowers_the_error():
 
 
 def test_colors_outside_the_picture_stay_as_they_are():
-    far = Gaussians(torch.tensor([[500.0, 500.0]]), torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(1, 3))
+    far = Gaussians(
+        torch.tensor([[500.0, 500.0]]), torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(1, 3)
+    )
     assert torch.equal(solve_colors(far, picture(16, 16)).colors, far.colors)
 
 
@@ -119,26 +122,37 @@ def test_every_method_improves_on_its_start(method):
     image = picture(48, 64)
     seen: list[Progress] = []
     fit_image(
-        image, method=method, num_gaussians=300, iterations=300, on_progress=seen.append, report_every=20
+        image,
+        method=method,
+        num_gaussians=300,
+        iterations=300,
+        on_progress=seen.append,
+        report_every=20,
     )
     # The published rate moves a scale by 0.001 px a step: slow, but up.
     assert seen[-1].psnr > seen[0].psnr + (6 if method == "instantgi" else 1)
     assert [p.iteration for p in seen] == list(range(20, 301, 20))
 
 
-@pytest.mark.parametrize("channels, height, width", [(1, 1, 1), (3, 1, 17), (4, 23, 2), (6, 20, 30)])
+@pytest.mark.parametrize(
+    "channels, height, width", [(1, 1, 1), (3, 1, 17), (4, 23, 2), (6, 20, 30)]
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_fit_works_for_any_size_and_channel_count(method, channels, height, width):
     image = picture(height, width, channels)
     gaussians = fit_image(image, method=method, num_gaussians=60, iterations=12)
     assert rasterize(gaussians, height, width).shape == image.shape
-    assert all(field.isfinite().all() for field in (gaussians.means, gaussians.cholesky, gaussians.colors))
+    assert all(
+        field.isfinite().all() for field in (gaussians.means, gaussians.cholesky, gaussians.colors)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_seed_gives_the_same_bytes(method):
     image = picture(40, 56)
-    first, second = (fit_image(image, method=method, num_gaussians=200, iterations=40) for _ in range(2))
+    first, second = (
+        fit_image(image, method=method, num_gaussians=200, iterations=40) for _ in range(2)
+    )
     for name in ("means", "cholesky", "colors"):
         assert torch.equal(getattr(first, name), getattr(second, name))
 
@@ -247,7 +261,11 @@ def test_adan_step_follows_its_equations():
         gradient = torch.randn(7, 3, generator=random)
         g = gradient.double()
         change = torch.zeros_like(g) if before is None else g - before
-        m, v, n = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * change, b3 * n + (1 - b3) * (g + b2 * change) ** 2
+        m, v, n = (
+            b1 * m + (1 - b1) * g,
+            b2 * v + (1 - b2) * change,
+            b3 * n + (1 - b3) * (g + b2 * change) ** 2,
+        )
         x = x - 0.01 * (m / (1 - b1**t) + b2 * v / (1 - b2**t)) / ((n / (1 - b3**t)).sqrt() + 1e-8)
         before = g
         parameter.grad = gradient
@@ -260,13 +278,19 @@ def test_adans_first_step_has_the_length_of_the_rate():
     parameter = torch.zeros(3, requires_grad=True)
     parameter.grad = torch.tensor([1e-3, -5.0, 100.0])
     Adan([parameter], lr=1e-3).step()
-    torch.testing.assert_close(parameter.detach(), torch.tensor([-1e-3, 1e-3, -1e-3]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        parameter.detach(), torch.tensor([-1e-3, 1e-3, -1e-3]), rtol=1e-4, atol=0
+    )
 
 
 def test_local_step_moves_a_single_gaussian_downhill():
-    target = Gaussians(torch.tensor([[10.7, 9.2]]), torch.tensor([[2.5, 0.6, 1.8]]), torch.ones(1, 3))
+    target = Gaussians(
+        torch.tensor([[10.7, 9.2]]), torch.tensor([[2.5, 0.6, 1.8]]), torch.ones(1, 3)
+    )
     image = rasterize_reference(target, 20, 22)
-    init = Gaussians(torch.tensor([[10.0, 10.0]]), torch.tensor([[2.0, 0.0, 2.0]]), 0.8 * torch.ones(1, 3))
+    init = Gaussians(
+        torch.tensor([[10.0, 10.0]]), torch.tensor([[2.0, 0.0, 2.0]]), 0.8 * torch.ones(1, 3)
+    )
     fitted = fit_image(image, init, method=LocalAdam(relocations=()), iterations=200)
     torch.testing.assert_close(fitted.means, target.means, rtol=0, atol=0.01)
     torch.testing.assert_close(fitted.covariances, target.covariances, rtol=0.02, atol=0.02)

@@ -18,12 +18,16 @@ class GaussianImage:
     |raw + 0.5| px, angle 2π sigmoid(raw), both raw ~ U(0, 1). Colors ~ U(0, 1), used as they are.
     Adan with rate 1e-3, halved every 20,000 steps (Zhang et al., 2024, sections 3.2 and 4.1).
 
-    Not as published, because it was wrong: every Gaussian is drawn, not the first 256 of a tile; the
+    Not as published, because it was wrong: every Gaussian is drawn, not the first 256 of a tile;
+        the
     gradient of the covariance is exact; pixel centers are at j + 0.5.
     """
 
     def __init__(
-        self, shape: Literal["cholesky", "rs"] = "cholesky", rate: float = 1e-3, halve_every: int = 20_000
+        self,
+        shape: Literal["cholesky", "rs"] = "cholesky",
+        rate: float = 1e-3,
+        halve_every: int = 20_000,
     ):
         if shape not in ("cholesky", "rs"):
             raise ValueError(f'shape must be "cholesky" or "rs", got "{shape}"')
@@ -49,7 +53,9 @@ class GaussianImage:
         return loss.detach().double() * self.height * self.width * self.colors.shape[1]
 
     def gaussians(self) -> Gaussians:
-        return Gaussians(self._means(), self._cholesky(), self.colors).map(lambda x: x.detach().clone())
+        return Gaussians(self._means(), self._cholesky(), self.colors).map(
+            lambda x: x.detach().clone()
+        )
 
     def _means(self) -> Tensor:
         return (self.positions.tanh() + 1) * self.size / 2
@@ -57,7 +63,10 @@ class GaussianImage:
     def _cholesky(self) -> Tensor:
         if self.shape == "cholesky":
             return self.shapes + self.shapes.new_tensor([0.5, 0.0, 0.5])
-        scales, angles = (self.shapes[:, :2] + 0.5).abs(), 2 * torch.pi * self.shapes[:, 2].sigmoid()
+        scales, angles = (
+            (self.shapes[:, :2] + 0.5).abs(),
+            2 * torch.pi * self.shapes[:, 2].sigmoid(),
+        )
         return cholesky_from_scales_rotations(scales, angles)
 
     @staticmethod
@@ -65,11 +74,14 @@ class GaussianImage:
         random = torch.Generator().manual_seed(seed)
         # never ±1 itself: its atanh is infinite
         places = torch.rand(num, 2, generator=random).clamp(1e-6, 1 - 1e-6) * 2 - 1
-        shapes, colors = torch.rand(num, 3, generator=random), torch.rand(num, channels, generator=random)
+        shapes, colors = (
+            torch.rand(num, 3, generator=random),
+            torch.rand(num, channels, generator=random),
+        )
         return places.atanh(), shapes, colors
 
     def _inverse(self, init: Gaussians) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw parameters of given Gaussians; means outside the picture are brought to its border."""
+        """Raw parameters of given Gaussians; means outside the picture go to its border."""
         init = init.detach().to(torch.float32)
         places = (init.means / self.size * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         if self.shape == "cholesky":

@@ -1,4 +1,4 @@
-"""Our own way of fitting: Adam in each Gaussian's own frame, and Gaussians that move where they are needed."""
+"""Our own way of fitting: Adam in each Gaussian's frame; idle Gaussians go where they help."""
 
 import math
 
@@ -25,38 +25,52 @@ LAST_RELOCATION = 0.5  # of the fit; later ones no longer pay
 
 torch.library.define(
     "instantgi::local_adam_",
-    "(Tensor(a!) means, Tensor(b!) cholesky, Tensor(c!) colors, Tensor grad_geometry, Tensor grad_colors, "
-    "Tensor(d!) state, float rate, float color_rate, float[] betas, float[] corrections, "
-    "float largest) -> ()",
+    "(Tensor(a!) means, Tensor(b!) cholesky, Tensor(c!) colors, Tensor grad_geometry, "
+    "Tensor grad_colors, Tensor(d!) state, float rate, float color_rate, float[] betas, "
+    "float[] corrections, float largest) -> ()",
 )
 
 
 @torch.library.impl("instantgi::local_adam_", "CPU")
-def _(means, cholesky, colors, grad_geometry, grad_colors, state, rate, color_rate, betas, corrections, largest):
+def _(
+    means,
+    cholesky,
+    colors,
+    grad_geometry,
+    grad_colors,
+    state,
+    rate,
+    color_rate,
+    betas,
+    corrections,
+    largest,
+):
     tensors = (means, cholesky, colors, grad_geometry, grad_colors, state)
     call_cpu("local_adam", *colors.shape, *tensors, rate, color_rate, *betas, *corrections, largest)
 
 
 class LocalAdam:
-    """Adam on the squared error of the unclamped sum, in coordinates in which all Gaussians are alike.
+    """Adam on the squared error of the unclamped sum, in frames in which all Gaussians are alike.
 
-    A step moves the mean by L u and turns Σ = L Lᵀ into L (I + S) Lᵀ: u and S have no unit, so one rate
-    serves Gaussians of every size and direction, and their gradients are the moments Σ w q z and
-    ½ Σ w q z zᵀ that the backward pass sums anyway. |u| ≤ 1 and |S| ≤ 0.6 a step.
+    A step moves the mean by L u and turns Σ = L Lᵀ into L (I + S) Lᵀ: u and S have no unit, so one
+    rate serves Gaussians of every size and direction, and their gradients are the moments Σ w q z
+    and ½ Σ w q z zᵀ that the backward pass sums anyway. |u| ≤ 1 and |S| ≤ 0.6 a step.
 
-    β₁ grows as 1 − 1 / (4 + t / 10), and β₂ = max(0.9, β₁²): short fits want little memory, long ones
-    much. The rate falls
-    with the root of what is left of the fit. Up to five times in the first half, at least 20 steps apart,
-    the 5 % of the Gaussians that carry least, |c|² π det L, are put where a new one would take most error
-    away. Measured against other choices in docs/results.md.
+    β₁ grows as 1 − 1 / (4 + t / 10), and β₂ = max(0.9, β₁²): short fits want little memory, long
+    ones much. The rate rises over five steps, then falls with the root of what is left of the fit.
+    Up to five times in the first half, at least 20 steps apart, the 5 % of the Gaussians that carry
+    least, |c|² π det L, are put where a new one would take most error away. Measured against other
+    choices in docs/results.md.
 
     Args:
         rate: first step size, in standard deviations.
         color_rate: of colors, relative to `rate`.
         beta2: smallest decay of the mean square gradient.
-        relocations: shares of the fit at which Gaussians are moved; where two come closer than 20 steps, one.
+        relocations: shares of the fit at which Gaussians are moved; where two come closer than 20
+            steps, one.
         relocated: share of the Gaussians that is moved each time.
-        solve_iterations: color iterations before the first step, when the method makes its own start.
+        solve_iterations: color iterations before the first step, when the method makes its own
+            start.
     """
 
     def __init__(
@@ -98,10 +112,7 @@ class LocalAdam:
             self._relocate(from_blocks(residual, *size))
             return squares
         gradients = rasterize_error_backward(residual, *scene, *size, 1.0, LOCAL)
-        fading = 0.05 + 0.95 * math.sqrt(1 - progress)
-        rate = self.rate * fading * min(1, self.iteration / WARM_UP)
-        beta1 = 1 - 1 / (MEMORY + self.iteration / 10)
-        betas = [beta1, max(self.beta2, beta1**2)]
+        rate, betas = self.rate_at(progress), self.betas()
         self.products = [product * beta for product, beta in zip(self.products, betas, strict=True)]
         corrections = [1 / (1 - product) for product in self.products]
         torch.ops.instantgi.local_adam_(
@@ -116,6 +127,16 @@ class LocalAdam:
         )
         return squares
 
+    def rate_at(self, progress: float) -> float:
+        """Largest move of this step, in standard deviations."""
+        fading = 0.05 + 0.95 * math.sqrt(1 - progress)
+        return self.rate * fading * min(1, self.iteration / WARM_UP)
+
+    def betas(self) -> list[float]:
+        """Decay of the mean and of the mean square gradient in this step."""
+        beta1 = 1 - 1 / (MEMORY + self.iteration / 10)
+        return [beta1, max(self.beta2, beta1**2)]
+
     def gaussians(self) -> Gaussians:
         return Gaussians(self.means.clone(), self.cholesky.clone(), self.colors.clone())
 
@@ -129,9 +150,9 @@ class LocalAdam:
     def _relocate(self, residual: Tensor, deviation: float = 0.6) -> None:
         """Move the Gaussians that carry least to where a small round one gains most.
 
-        A Gaussian w with color c changes Σ residual² by |c|² Σ w² + 2 c · Σ w residual, so the best one at
-        a pixel takes |Σ w residual|² / Σ w² away, with c = −Σ w residual / Σ w². Only local maxima of that
-        gain are taken, and half of the color: the neighbors will do their part.
+        A Gaussian w with color c changes Σ residual² by |c|² Σ w² + 2 c · Σ w residual, so the best
+        one at a pixel takes |Σ w residual|² / Σ w² away, with c = −Σ w residual / Σ w². Only local
+        maxima of that gain are taken, and half of the color: the neighbors will do their part.
         """
         blurred = gaussian_blur(-residual, deviation)  # Σ w (−residual) / Σ w, and Σ w = 2 Σ w²
         gain = blurred.square().sum(0)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,16 +58,17 @@ def fit_image(
 ) -> Gaussians:
     """Gaussians whose sum is as close to the image as the method brings it.
 
-    Stops at whichever comes first of `iterations`, `seconds`, `psnr` and `patience`; schedules follow the
-    share of iterations or seconds that has passed. Without a limit of seconds the same seed gives the same
-    bytes on the same machine.
+    Stops at whichever comes first of `iterations`, `seconds`, `psnr` and `patience`; schedules
+    follow the share of iterations or seconds that has passed. Without a limit of seconds the same
+    seed gives the same bytes on the same machine.
 
     Args:
         image: in [0, 1], any number of channels.
         init: where to start; by default the method's own start with `num_gaussians`.
         method: "instantgi", "gaussianimage" (Cholesky), "gaussianimage-rs", or a `Fitter`.
         num_gaussians: by default 0.11 per pixel; an upper limit for "instantgi".
-        iterations: steps, each one forward and one backward pass; by default 300 if no other limit is set.
+        iterations: steps, each one forward and one backward pass; by default 300 if no other limit
+            is set.
         seconds: wall-clock time.
         psnr: dB; stops once the float picture has reached it.
         patience: stops after so many steps in which the PSNR rose by less than 0.01 dB.
@@ -77,7 +77,8 @@ def fit_image(
         on_progress: called with `Progress` at every look and at the end.
 
     Raises:
-        ValueError: if an argument is out of range, the image is not finite, or `init` does not fit it.
+        ValueError: if an argument is out of range, the image is not finite, or `init` does not fit
+            it.
     """
     from instantgi.fit import make_fitter
     from instantgi.fit.start import default_count
@@ -139,10 +140,14 @@ class _Watch:
             return
         psnr = psnr_from_mse(float(squares) / self.count)
         if math.isnan(psnr):
-            raise RuntimeError(f"the fit diverged at step {self.iteration}: the error is not a number")
+            raise RuntimeError(
+                f"the fit diverged at step {self.iteration}: the error is not a number"
+            )
         if psnr > self.best + 0.01:
             self.best, self.best_iteration = psnr, self.iteration
-        stalled = self.patience is not None and self.iteration - self.best_iteration >= self.patience
+        stalled = (
+            self.patience is not None and self.iteration - self.best_iteration >= self.patience
+        )
         self.stopped = stalled or (self.psnr is not None and psnr >= self.psnr)
         if self.on_progress:
             before = time.perf_counter()

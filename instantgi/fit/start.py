@@ -22,16 +22,19 @@ def default_count(height: int, width: int, patch_size: int = 3) -> int:
 def heuristic_start(
     image: Float[Tensor, "C H W"], num_gaussians: int, patch_size: int = 3
 ) -> Gaussians:
-    """At most num_gaussians Gaussians shaped by the picture's gradient, black: colors come by `solve_colors`.
+    """At most num_gaussians Gaussians shaped by the picture's gradient, black as yet.
 
-    Dithers `gradient_map`, triangulates the points and puts one Gaussian into each triangle, with its
-    center and 2 times its covariance. P points of which b lie on the border make 2 P − b − 2 triangles.
-    Deterministic.
+    Their colors come by `solve_colors`.
+
+    Dithers `gradient_map`, triangulates the points and puts one Gaussian into each triangle, with
+    its center and 2 times its covariance. P points of which b lie on the border make 2 P − b − 2
+    triangles. Deterministic.
 
     Args:
         image: any number of channels, in [0, 1].
         num_gaussians: at least 2. A small picture has room for fewer and gets fewer.
-        patch_size: the largest side k of a dithering cell; smaller ones are used where the count asks.
+        patch_size: the largest side k of a dithering cell; smaller ones are used where the count
+            asks.
 
     Raises:
         ValueError: if num_gaussians is below 2.
@@ -53,7 +56,7 @@ def heuristic_start(
     # In reading order of 8-pixel bands: neighbors in the picture are neighbors in memory.
     order = ((centers[:, 1] // 8) * width + centers[:, 0]).argsort(stable=True)
     if len(order) > num_gaussians:
-        # The border alone gave too many (thin pictures): every so-manieth, and each stands for more.
+        # One too many, or in thin pictures many: an even choice, in which each stands for more.
         kept = torch.arange(num_gaussians) * len(order) // num_gaussians
         covariances = covariances * (len(order) / num_gaussians)
         order = order[kept]

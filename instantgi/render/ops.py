@@ -16,8 +16,10 @@ SCENE = "Tensor means, Tensor cholesky, Tensor colors"
 # `torch.library.custom_op` would say the same, but imports torch._dynamo (1.4 s) at the first call.
 for schema in (
     f"rasterize_sum({SCENE}, int height, int width, Tensor? tile_limits) -> Tensor",
-    f"rasterize_sum_backward(Tensor grad_image, {SCENE}, Tensor? tile_limits) -> (Tensor, Tensor, Tensor)",
-    f"rasterize_error({SCENE}, Tensor target, int height, int width, bool clamp) -> (Tensor, Tensor)",
+    f"rasterize_sum_backward(Tensor grad_image, {SCENE}, Tensor? tile_limits) -> "
+    "(Tensor, Tensor, Tensor)",
+    f"rasterize_error({SCENE}, Tensor target, int height, int width, bool clamp) -> "
+    "(Tensor, Tensor)",
     f"rasterize_error_backward(Tensor residual, {SCENE}, int height, int width, float scale, "
     "int coordinates) -> (Tensor, Tensor)",
 ):

@@ -1,4 +1,4 @@
-"""The definition of the picture in plain torch: slow and obvious. Every kernel is tested against it."""
+"""The definition of the picture in plain torch, slow and obvious; every kernel is tested by it."""
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +24,10 @@ def weights_reference(gaussians: Gaussians, height: int, width: int) -> Float[Te
 
 
 def rasterize_reference(
-    gaussians: Gaussians, height: int, width: int, tile_limits: Int[Tensor, "rows cols"] | None = None
+    gaussians: Gaussians,
+    height: int,
+    width: int,
+    tile_limits: Int[Tensor, "rows cols"] | None = None,
 ) -> Float[Tensor, "C H W"]:
     """The sum of all Gaussians at every pixel; see `instantgi.render.rasterize`."""
     weights = weights_reference(gaussians, height, width)
@@ -40,8 +43,9 @@ def published_tile_limits(
     """Index of the last Gaussian that the published kernels draw in each 16x16 tile.
 
     They list a Gaussian in all tiles that touch the square of ⌈3 √λ⌉ pixels around its mean, where
-    λ = ½ tr Σ + √max(0.1, ¼ tr² Σ − det Σ), and leave a tile's list after its first batch of 256: Gaussians
-    with a higher index get neither value nor gradient (GaussianImage's gsplat fork, rasterize_forward_sum).
+    λ = ½ tr Σ + √max(0.1, ¼ tr² Σ − det Σ), and leave a tile's list after its first batch of 256:
+    Gaussians with a higher index get neither value nor gradient (GaussianImage's gsplat fork,
+    rasterize_forward_sum).
     """
     rows, cols = -(-height // 16), -(-width // 16)
     xx, xy, yy = gaussians.covariances.detach().double().unbind(-1)

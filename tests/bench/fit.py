@@ -1,0 +1,95 @@
+"""Prints where the time of a fit goes: the start, the colors, one step of each method.
+
+python tests/bench/fit.py [IMAGE] [--num-gaussians N] [--runs N]
+
+"raster" is the forward and backward pass of the step alone, run in turns with the whole step;
+"outside" is the share of the step that is neither: loss, parameters, optimiser.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.timing import conditions, milliseconds, spread
+
+from instantgi.fit import METHODS, heuristic_start, make_fitter, solve_colors
+from instantgi.images import read_image
+from instantgi.points import add_border_points, dither, fit_ellipses, scale_map, triangulate
+from instantgi.points.gradient import gradient_map
+from instantgi.render.ops import LOCAL, rasterize_error, rasterize_error_backward, to_blocks
+
+PICTURE = Path(__file__).parents[2] / "assets" / "kodim23.png"
+
+
+def start_stages(path: Path, num_gaussians: int) -> dict:
+    """Each arrow from the file to the colors, as a function of nothing."""
+    image = read_image(path)
+    height, width = image.shape[1:]
+    density = gradient_map(image)
+    scaled = scale_map(density, num_gaussians // 2 - 700, 3)
+    inner = dither(scaled, 3)
+    points = add_border_points(inner, height, width)
+    triangles, _ = triangulate(points)
+    start = heuristic_start(image, num_gaussians)
+    return {
+        "read": lambda: read_image(path),
+        "position map": lambda: gradient_map(image),
+        "scale map": lambda: scale_map(density, num_gaussians // 2 - 700, 3),
+        "dither": lambda: dither(scaled, 3),
+        "border": lambda: add_border_points(inner, height, width),
+        "triangulate": lambda: triangulate(points),
+        "ellipses": lambda: fit_ellipses(points, triangles),
+        "colors, 10 iterations": lambda: solve_colors(start, image, 10),
+        "read to colors, whole": lambda: solve_colors(
+            heuristic_start(read_image(path), num_gaussians), image, 10
+        ),
+    }
+
+
+def step_stages(method: str, image: torch.Tensor, num_gaussians: int) -> dict:
+    fitter = make_fitter(method)
+    fitter.start(image, None, num_gaussians, 0)
+    for _ in range(10):
+        fitter.step(0.0)
+    height, width = image.shape[1:]
+    target = to_blocks(image)
+
+    def raster() -> None:
+        now = fitter.gaussians()
+        scene = (now.means, now.cholesky, now.colors)
+        residual, _ = rasterize_error(*scene, target, height, width, False)
+        rasterize_error_backward(residual, *scene, height, width, 1.0, LOCAL)
+
+    return {"step": lambda: fitter.step(0.99), "raster": raster}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("image", nargs="?", type=Path, default=PICTURE)
+    parser.add_argument("--num-gaussians", type=int, default=43_000)
+    parser.add_argument("--runs", type=int, default=25)
+    options = parser.parse_args()
+    image = read_image(options.image)
+    print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
+    size = f"{image.shape[2]}x{image.shape[1]}"
+    print(f"{options.image.name}, {size}, {options.num_gaussians} Gaussians\n")
+    print("| stage | ms | iqr |\n|---|---|---|")
+    times = milliseconds(start_stages(options.image, options.num_gaussians), options.runs)
+    for name, values in times.items():
+        print("| {} | {:.2f} | {:.2f} |".format(name, *spread(values)))
+    print("\n| method | step ms | iqr | raster ms | outside |\n|---|---|---|---|---|")
+    for method in METHODS:
+        times = milliseconds(step_stages(method, image, options.num_gaussians), options.runs)
+        step, iqr = spread(times["step"])
+        raster = spread(times["raster"])[0]
+        print(f"| {method} | {step:.2f} | {iqr:.2f} | {raster:.2f} | {1 - raster / step:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
