@@ -6,6 +6,8 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -24,23 +26,37 @@ void parallel_for(int64_t num_items, int num_threads, const Function& function) 
         for (int64_t item = 0; item < num_items; ++item) function(item);
         return;
     }
-    struct Work {
+    struct Loop {
         const Function& function;
-        std::atomic<int64_t> next;
-        int64_t num_items;
-    } work{function, {0}, num_items};
+        const int64_t num_items;
+        std::atomic<int64_t> next{0};
+        std::atomic<bool> failed{false};
+        std::exception_ptr error{};
+    } loop{function, num_items};
+    // No exception may leave a thread: the first is kept and thrown again by the caller.
     auto body = [](void* data) {
-        auto& work = *static_cast<Work*>(data);
-        for (int64_t item; (item = work.next.fetch_add(1)) < work.num_items;) work.function(item);
+        auto& loop = *static_cast<Loop*>(data);
+        try {
+            for (int64_t item; !loop.failed && (item = loop.next.fetch_add(1)) < loop.num_items;)
+                loop.function(item);
+        } catch (...) {
+            if (!loop.failed.exchange(true)) loop.error = std::current_exception();
+        }
     };
     if (parallel_region) {
-        parallel_region(body, &work, static_cast<unsigned>(num_threads), 0);
-        return;
+        parallel_region(body, &loop, static_cast<unsigned>(num_threads), 0);
+    } else {
+        std::vector<std::thread> threads;
+        threads.reserve(num_threads);
+        try {
+            for (int t = 1; t < num_threads; ++t) threads.emplace_back(body, &loop);
+        } catch (const std::system_error&) {
+            // the system gives no more threads: those that exist do all the work
+        }
+        body(&loop);
+        for (auto& thread : threads) thread.join();
     }
-    std::vector<std::thread> threads;
-    for (int t = 1; t < num_threads; ++t) threads.emplace_back(body, &work);
-    body(&work);
-    for (auto& thread : threads) thread.join();
+    if (loop.error) std::rethrow_exception(loop.error);
 }
 
 // Splits [0, count) into ranges of at most `grain` and calls function(begin, end) for each.

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error)
 
 
-BAD_INPUT = (OSError, ValueError, RuntimeError, MemoryError)
+BAD_INPUT = (OSError, ValueError, RuntimeError, MemoryError, OverflowError)
 
 
 def _complain(error: BaseException) -> int:

@@ -1,11 +1,16 @@
 """Writes result folders whole or not at all."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+# What file managers leave, and what a killed write of ours leaves.
+LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.[0-9a-f]{16}(\.\w+)?")
 
 
 def prepare_folder(path: str | os.PathLike, names: Collection[str]) -> None:
@@ -23,9 +28,8 @@ def prepare_folder(path: str | os.PathLike, names: Collection[str]) -> None:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{path}: is a file; choose another folder for the result")
-    foreign = (
-        sorted({file.name for file in target.iterdir()} - set(names)) if target.exists() else []
-    )
+    present = {file.name for file in target.iterdir()} if target.exists() else set()
+    foreign = sorted(name for name in present - set(names) if not LITTER.fullmatch(name))
     if foreign:
         raise FileExistsError(
             f"{path}: holds {foreign[0]}, which is not ours to replace; choose another folder"

@@ -218,6 +218,8 @@ class Gaussians:
         try:
             height, width = int(metadata["height"]), int(metadata["width"])
             check_size(height, width)
+            if max(height, width) >= 2**31:
+                raise ValueError(f"a picture of {width}x{height} pixels")
             if missing:
                 raise ValueError(f"{', '.join(missing)} missing")
             return cls(*(fields[name] for name in FIELDS)), height, width

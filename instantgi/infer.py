@@ -35,7 +35,7 @@ RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
 MAX_CURVE_POINTS = 400
-MAX_SAMPLES = 400_000_000
+MAX_SAMPLES = 150_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,9 @@ def run_stages(
 def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
     """Where the fit starts: from a file, from the picture's gradient, or as the method has it."""
     height, width = image.shape[1:]
-    num = recipe.num_gaussians or default_count(height, width, recipe.patch_size)
+    num = recipe.num_gaussians
+    if num is None:
+        num = default_count(height, width, recipe.patch_size)
     began = time.perf_counter()
     if recipe.init is not None:
         gaussians = _load_start(recipe.init, image)

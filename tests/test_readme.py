@@ -69,6 +69,10 @@ def test_python_of_the_readme_runs(workplace, capsys):
     assert (workplace / "twice.png").exists() and "torch.Size" in capsys.readouterr().out
 
 
+def test_readme_has_no_placeholders():
+    assert not re.search(r"@[A-Z]+@", README)
+
+
 def test_links_of_the_readme_lead_somewhere():
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert len(targets) > 10

@@ -14,8 +14,13 @@ torch.library.define(
 )
 
 
-@torch.library.impl("instantgi::adan_", "CPU")
+@torch.library.impl("instantgi::adan_", "cpu")
 def _(parameter, gradient, state, rate, betas, epsilon, step):
+    for tensor in (parameter, gradient, state):
+        if tensor.dtype != torch.float32 or tensor.numel() < parameter.numel():
+            raise ValueError(f"Adan works on float32, got {tensor.dtype} {list(tensor.shape)}")
+    if not parameter.is_contiguous():
+        raise ValueError("Adan works on contiguous parameters; use .contiguous()")
     corrections = [1 - beta**step for beta in betas]
     arguments = (parameter.numel(), parameter, gradient.contiguous(), state, rate, *betas, epsilon)
     call_cpu("adan", *arguments, *corrections, int(step == 1))

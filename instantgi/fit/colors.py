@@ -31,6 +31,7 @@ def solve_colors(
         raise ValueError(
             f"the image has {channels} channels, the Gaussians have {gaussians.colors.shape[1]}"
         )
+    gaussians = gaussians.detach()
     means, cholesky, colors = gaussians.means, gaussians.cholesky, gaussians.colors
     blocks = to_blocks(image.to(colors))
     black = torch.zeros_like(blocks)

@@ -19,8 +19,8 @@ class GaussianImage:
     Adan with rate 1e-3, halved every 20,000 steps (Zhang et al., 2024, sections 3.2 and 4.1).
 
     Not as published, because it was wrong: every Gaussian is drawn, not the first 256 of a tile;
-        the
-    gradient of the covariance is exact; pixel centers are at j + 0.5.
+    its extent is the ellipse's own and not a square of ⌈3 √λ⌉ pixels; the gradient of the
+    covariance is exact; pixel centers are at j + 0.5.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("instantgi::local_adam_", "CPU")
+@torch.library.impl("instantgi::local_adam_", "cpu")
 def _(
     means,
     cholesky,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr_from_mse
+from instantgi.render import rasterize
 
 
 @runtime_checkable
@@ -67,9 +68,9 @@ def fit_image(
         init: where to start; by default the method's own start with `num_gaussians`.
         method: "instantgi", "gaussianimage" (Cholesky), "gaussianimage-rs", or a `Fitter`.
         num_gaussians: by default 0.11 per pixel; an upper limit for "instantgi".
-        iterations: steps, each one forward and one backward pass; by default 300 if no other limit
-            is set.
-        seconds: wall-clock time.
+        iterations: steps, each one forward and one backward pass; by default 300 unless
+            `seconds` or `patience` is set.
+        seconds: wall-clock time, from the end of the start.
         psnr: dB; stops once the float picture has reached it.
         patience: stops after so many steps in which the PSNR rose by less than 0.01 dB.
         seed: of the random start and choices of the method, if it has any.
@@ -95,11 +96,15 @@ def fit_image(
     for name, value in limits.items():
         if value is not None and not (0 <= value < math.inf):
             raise ValueError(f"{name} must be a number of at least 0, got {value}")
-    if all(value is None for value in limits.values()):
+    if iterations is None and seconds is None and patience is None:
         iterations = 300
+    if num_gaussians is None:
+        num_gaussians = default_count(*image.shape[1:])
+    elif num_gaussians < 1:
+        raise ValueError(f"num_gaussians must be at least 1, got {num_gaussians}")
     fitter = make_fitter(method) if isinstance(method, str) else method
-    fitter.start(image, init, num_gaussians or default_count(*image.shape[1:]), seed)
-    watch = _Watch(image.numel(), iterations, seconds, psnr, patience, report_every, on_progress)
+    fitter.start(image, init, num_gaussians, seed)
+    watch = _Watch(image, iterations, seconds, psnr, patience, report_every, on_progress)
     while not watch.is_over():
         watch.step(fitter)
     return fitter.gaussians().detach()
@@ -108,8 +113,8 @@ def fit_image(
 class _Watch:
     """Counts steps and seconds, and knows when to stop."""
 
-    def __init__(self, count, iterations, seconds, psnr, patience, report_every, on_progress):
-        self.count, self.iterations, self.seconds = count, iterations, seconds
+    def __init__(self, image, iterations, seconds, psnr, patience, report_every, on_progress):
+        self.image, self.iterations, self.seconds = image, iterations, seconds
         self.psnr, self.patience = psnr, patience
         self.report_every, self.on_progress = max(1, report_every), on_progress
         self.iteration, self.best, self.best_iteration = 0, -math.inf, 0
@@ -132,13 +137,17 @@ class _Watch:
         late = self.seconds is not None and self.elapsed() >= self.seconds
         return done or late or self.stopped
 
+    def _drawn_psnr(self, fitter: Fitter) -> float:
+        picture = rasterize(fitter.gaussians(), *self.image.shape[1:])
+        return psnr_from_mse(float((picture - self.image).square().mean()))
+
     def step(self, fitter: Fitter) -> None:
         squares = fitter.step(self.progress())
         self.iteration += 1
         last = self.iteration == self.iterations
         if self.iteration % self.report_every and not last:
             return
-        psnr = psnr_from_mse(float(squares) / self.count)
+        psnr = psnr_from_mse(float(squares) / self.image.numel())
         if math.isnan(psnr):
             raise RuntimeError(
                 f"the fit diverged at step {self.iteration}: the error is not a number"
@@ -148,7 +157,9 @@ class _Watch:
         stalled = (
             self.patience is not None and self.iteration - self.best_iteration >= self.patience
         )
-        self.stopped = stalled or (self.psnr is not None and psnr >= self.psnr)
+        # `psnr` is of before the step, and a step can lose a little: look at what would be returned.
+        reached = self.psnr is not None and psnr >= self.psnr
+        self.stopped = stalled or (reached and self._drawn_psnr(fitter) >= self.psnr)
         if self.on_progress:
             before = time.perf_counter()
             self.on_progress(Progress(self.iteration, self.elapsed(), psnr, fitter))

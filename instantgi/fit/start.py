@@ -6,6 +6,7 @@ from torch import Tensor
 
 from instantgi.gaussians import Gaussians
 from instantgi.points import add_border_points, dither, fit_ellipses, pool, scale_map, triangulate
+from instantgi.points.dither import MAX_COORDINATE
 from instantgi.points.gradient import gradient_map
 
 DENSITY = 0.11  # Gaussians per pixel at k = 3, the published mean (42,857 on Kodak)
@@ -42,6 +43,10 @@ def heuristic_start(
     if num_gaussians < 2:
         raise ValueError(f"num_gaussians must be at least 2, got {num_gaussians}")
     channels, height, width = image.shape
+    if max(height, width) > MAX_COORDINATE:
+        raise ValueError(
+            f"a picture has sides of at most {MAX_COORDINATE} pixels here, got {width}x{height}"
+        )
     density = gradient_map(image.detach().float())
     k = patch_size
     while k > 1 and num_gaussians / 2 > CLOSEST * (height // k) * (width // k):

@@ -44,7 +44,7 @@ def triangulate(
 torch.library.define("instantgi::triangulate", "(Tensor lattice) -> (Tensor, Tensor, Tensor)")
 
 
-@torch.library.impl("instantgi::triangulate", "CPU")
+@torch.library.impl("instantgi::triangulate", "cpu")
 def _(lattice: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     triangles = torch.empty([2 * len(lattice), 3], dtype=torch.int64)
     neighbors = torch.empty_like(triangles)

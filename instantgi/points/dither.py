@@ -93,7 +93,7 @@ def _shares(i: int, j: int, height: int, width: int) -> list[tuple[int, int, int
 torch.library.define("instantgi::dither_map", "(Tensor cells) -> Tensor")
 
 
-@torch.library.impl("instantgi::dither_map", "CPU")
+@torch.library.impl("instantgi::dither_map", "cpu")
 def _(cells: Tensor) -> Tensor:
     points = torch.empty(cells.shape, dtype=torch.bool)
     native.call_cpu("dither_map", cells.contiguous(), points, *cells.shape)

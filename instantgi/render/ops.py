@@ -31,7 +31,7 @@ rasterize_error = torch.ops.instantgi.rasterize_error
 rasterize_error_backward = torch.ops.instantgi.rasterize_error_backward
 
 
-@torch.library.impl("instantgi::rasterize_sum", "CPU")
+@torch.library.impl("instantgi::rasterize_sum", "cpu")
 def _(means, cholesky, colors, height, width, tile_limits):
     image = colors.new_empty(colors.shape[1], height, width)
     call_cpu("rasterize_sum", *_scene(means, cholesky, colors, height, width, tile_limits), image)
@@ -43,8 +43,13 @@ def _(means, cholesky, colors, height, width, tile_limits):
     return colors.new_empty(colors.shape[1], height, width)
 
 
-@torch.library.impl("instantgi::rasterize_sum_backward", "CPU")
+@torch.library.impl("instantgi::rasterize_sum_backward", "cpu")
 def _(grad_image, means, cholesky, colors, tile_limits):
+    if grad_image.shape[0] != colors.shape[1] or grad_image.dtype != colors.dtype:
+        raise ValueError(
+            f"grad_image must be {colors.dtype} with {colors.shape[1]} channels, "
+            f"got {grad_image.dtype} {list(grad_image.shape)}"
+        )
     height, width = grad_image.shape[1:]
     scene = _scene(means, cholesky, colors, height, width, tile_limits)
     geometry, grad_colors = colors.new_empty(len(means), 5), torch.empty_like(scene[7])
@@ -73,7 +78,7 @@ torch.library.register_autograd(
 )
 
 
-@torch.library.impl("instantgi::rasterize_error", "CPU")
+@torch.library.impl("instantgi::rasterize_error", "cpu")
 def _(means, cholesky, colors, target, height, width, clamp):
     """The picture minus the target, in blocks, and the sum of its squares (float64, a scalar).
 
@@ -92,7 +97,7 @@ def _(means, cholesky, colors, target, height, width, clamp):
     return torch.empty_like(target), means.new_empty((), dtype=torch.float64)
 
 
-@torch.library.impl("instantgi::rasterize_error_backward", "CPU")
+@torch.library.impl("instantgi::rasterize_error_backward", "cpu")
 def _(residual, means, cholesky, colors, height, width, scale, coordinates):
     """`scale` · the gradient of ½ Σ residual²: of geometry [N, 5] and colors [N, C].
 
@@ -123,6 +128,7 @@ class _MeanSquaredError(torch.autograd.Function):
         return (squares / (colors.shape[1] * height * width)).to(colors.dtype)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         residual, means, cholesky, colors = ctx.saved_tensors
         height, width = ctx.size

@@ -20,7 +20,13 @@ from instantgi.fit import METHODS, heuristic_start, make_fitter, solve_colors
 from instantgi.images import read_image
 from instantgi.points import add_border_points, dither, fit_ellipses, scale_map, triangulate
 from instantgi.points.gradient import gradient_map
-from instantgi.render.ops import LOCAL, rasterize_error, rasterize_error_backward, to_blocks
+from instantgi.render.ops import (
+    LOCAL,
+    PARAMETERS,
+    rasterize_error,
+    rasterize_error_backward,
+    to_blocks,
+)
 
 PICTURE = Path(__file__).parents[2] / "assets" / "kodim23.png"
 
@@ -58,11 +64,13 @@ def step_stages(method: str, image: torch.Tensor, num_gaussians: int) -> dict:
     height, width = image.shape[1:]
     target = to_blocks(image)
 
+    now, ours = fitter.gaussians(), method == "instantgi"
+    scene = (now.means, now.cholesky, now.colors)
+
     def raster() -> None:
-        now = fitter.gaussians()
-        scene = (now.means, now.cholesky, now.colors)
-        residual, _ = rasterize_error(*scene, target, height, width, False)
-        rasterize_error_backward(residual, *scene, height, width, 1.0, LOCAL)
+        residual, _ = rasterize_error(*scene, target, height, width, not ours)
+        coordinates = LOCAL if ours else PARAMETERS
+        rasterize_error_backward(residual, *scene, height, width, 1.0, coordinates)
 
     return {"step": lambda: fitter.step(0.99), "raster": raster}
 
