@@ -5,10 +5,10 @@
 // pixels would waste more, and blocks are aligned, so a store is never followed by a load that
 // overlaps it only in part.
 //
-// Forward: Gaussians are binned to bands of block rows. One thread owns a band and adds its
-// Gaussians in order of their index, so a pixel's sum never depends on the number of threads.
+// Forward: Gaussians are sorted to bands of block rows. One thread owns a band and adds its
+// Gaussians in an order that is theirs, so a pixel's sum never depends on the number of threads.
 // Backward: one thread owns a Gaussian, reads the gradient of the picture over the Gaussian's blocks
-// and writes each of its gradients once. No atomics, no order: the result is deterministic.
+// and alone writes its gradients. No atomics, no order: the result is deterministic.
 #include "rasterize_sum.h"
 
 #include <algorithm>
@@ -21,6 +21,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "parallel.h"
 
 namespace instantgi {
@@ -29,6 +33,7 @@ namespace {
 constexpr int kSide = 4;                // pixels along the side of a block
 constexpr int kLanes = kSide * kSide;   // pixels of a block, lanes of a vector
 constexpr int kBandRows = 8;            // block rows of a band: 32 rows of pixels stay in the L2 cache
+constexpr int kCellWidth = 128;         // pixels; a band is drawn from left to right
 constexpr int kGroup = 4;               // channels drawn in one pass
 constexpr int kTileBlocks = 16 / kSide; // blocks along the side of the published 16x16 tile
 
@@ -38,8 +43,6 @@ struct Vector {
 };
 template <typename T>
 using Vec = typename Vector<T>::type;
-template <typename T>
-using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -222,6 +225,26 @@ INLINE bool beyond_limit(const int32_t* limits, int64_t row, int64_t col, int64_
     return limits && n > limits[(row / kTileBlocks) * tile_cols + col / kTileBlocks];
 }
 
+// Memory that is about to be written for the first time may come in pages of 2 MiB: the faults of
+// small ones would cost more than drawing a large picture.
+void expect_large(void* memory, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    constexpr uintptr_t kPage = uintptr_t(1) << 21;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+template <typename T>
+std::unique_ptr<Splat<T>[]> new_splats(int64_t num) {
+    std::unique_ptr<Splat<T>[]> splats(new Splat<T>[num]);
+    expect_large(splats.get(), num * sizeof(Splat<T>));
+    return splats;
+}
+
 // The blocks that a few Gaussians touch, listed before any is drawn: the list is made without
 // waiting for the spans of the Gaussian before, and drawn with one hard-to-predict branch each.
 template <typename T>
@@ -308,48 +331,69 @@ struct Weights {
     }
 };
 
-// Gaussians by band of block rows, in order of their index.
-struct Bands {
-    std::vector<int64_t> start;  // [num_bands + 1] into `members`
+// Gaussians by place: bands of block rows, and along a band cells of kCellWidth pixels, so that
+// neighbors in the list touch the same memory. Within a cell in order of their index.
+struct Places {
+    int64_t num_bands, num_cells;  // cells of a band
+    std::vector<int64_t> start;    // [num_bands · num_cells + 1] into `members`
     std::vector<int32_t> members;
+
+    int64_t band_begin(int64_t band) const { return start[band * num_cells]; }
 };
 
+// With `every_band` a Gaussian is listed in all bands that it touches, else in its first one.
 template <typename T>
-Bands bin(const Splat<T>* splats, int64_t num, int64_t rows, int num_threads) {
-    const int64_t num_bands = (rows + kBandRows - 1) / kBandRows;
+Places sort_by_place(const Splat<T>* splats, const Scene<T>& scene, bool every_band, int num_threads) {
+    Places places;
+    places.num_bands = (scene.rows() + kBandRows - 1) / kBandRows;
+    places.num_cells = (scene.width + kCellWidth - 1) / kCellWidth;
+    const int64_t num = scene.num, num_places = places.num_bands * places.num_cells;
     const int64_t num_chunks = std::max<int64_t>(1, std::min<int64_t>(num_threads, num / 4096));
-    // counts[chunk][band], then the place where the chunk's first member of the band goes
-    std::vector<int64_t> counts(num_chunks * num_bands);
-    auto each_band = [&](int64_t chunk, auto&& visit) {
-        for (int64_t n = num * chunk / num_chunks; n < num * (chunk + 1) / num_chunks; ++n)
-            if (splats[n].row_begin < splats[n].row_end)
-                for (int64_t band = splats[n].row_begin / kBandRows; band * kBandRows < splats[n].row_end; ++band)
-                    visit(n, counts[chunk * num_bands + band]);
+    // counts[chunk][place], then where the chunk's first member of the place goes
+    std::vector<int64_t> counts(num_chunks * num_places);
+    auto each_place = [&](int64_t chunk, auto&& visit) {
+        for (int64_t n = num * chunk / num_chunks; n < num * (chunk + 1) / num_chunks; ++n) {
+            if (splats[n].row_begin >= splats[n].row_end) continue;
+            const T x = std::min(std::max(splats[n].mean_x, T(0)), T(scene.width - 1));
+            int64_t band = splats[n].row_begin / kBandRows;
+            do {
+                const int64_t place = band * places.num_cells + int64_t(x) / kCellWidth;
+                visit(n, counts[chunk * num_places + place]);
+            } while (every_band && ++band * kBandRows < splats[n].row_end);
+        }
     };
     parallel_for(num_chunks, num_threads,
-                 [&](int64_t chunk) { each_band(chunk, [](int64_t, int64_t& count) { ++count; }); });
-    Bands bands;
+                 [&](int64_t chunk) { each_place(chunk, [](int64_t, int64_t& count) { ++count; }); });
     int64_t total = 0;
-    for (int64_t band = 0; band < num_bands; ++band) {
-        bands.start.push_back(total);
+    for (int64_t place = 0; place < num_places; ++place) {
+        places.start.push_back(total);
         for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-            const int64_t count = counts[chunk * num_bands + band];
-            counts[chunk * num_bands + band] = total;
+            const int64_t count = counts[chunk * num_places + place];
+            counts[chunk * num_places + place] = total;
             total += count;
         }
     }
-    bands.start.push_back(total);
-    bands.members.resize(total);
+    places.start.push_back(total);
+    places.members.resize(total);
     parallel_for(num_chunks, num_threads, [&](int64_t chunk) {
-        each_band(chunk, [&](int64_t n, int64_t& place) { bands.members[place++] = int32_t(n); });
+        each_place(chunk, [&](int64_t n, int64_t& at) { places.members[at++] = int32_t(n); });
     });
-    return bands;
+    return places;
+}
+
+// Fetches what a member a few places ahead needs: in the picture they are neighbors, in memory not.
+template <typename T>
+INLINE void fetch_ahead(const Places& places, int64_t i, int64_t end, const Splat<T>* splats,
+                        const Scene<T>& scene) {
+    if (i + 8 >= end) return;
+    __builtin_prefetch(splats + places.members[i + 8]);
+    __builtin_prefetch(scene.colors + places.members[i + 8] * scene.channels);
 }
 
 // Draws channels [first, first + C), band by band, and hands each finished band to
 // finish(band, row_begin, row_end, blocks).
 template <typename T, int C, typename Finish>
-void draw_bands(const Scene<T>& scene, const Splat<T>* splats, const Bands& bands, int64_t first,
+void draw_bands(const Scene<T>& scene, const Splat<T>* splats, const Places& places, int64_t first,
                 int num_threads, const Finish& finish) {
     const int64_t rows = scene.rows(), cols = scene.cols();
     const Lanes<T> lanes;
@@ -370,8 +414,10 @@ void draw_bands(const Scene<T>& scene, const Splat<T>* splats, const Bands& band
                 }
             });
         };
-        for (int64_t i = bands.start[band]; i < bands.start[band + 1]; ++i) {
-            const int64_t n = bands.members[i];
+        const int64_t last = places.band_begin(band + 1);
+        for (int64_t i = places.band_begin(band); i < last; ++i) {
+            fetch_ahead(places, i, last, splats, scene);
+            const int64_t n = places.members[i];
             const int64_t begin = std::max<int64_t>(row_begin, splats[n].row_begin);
             const int64_t end = std::min<int64_t>(row_end, splats[n].row_end);
             work.add(scene, splats[n], n, lanes, begin, end, row_begin, draw);
@@ -412,16 +458,17 @@ void each_pixel(const Scene<T>& scene, T* image, int64_t row_begin, int64_t row_
 
 template <typename T>
 const char* forward(const Scene<T>& scene, T* image, int num_threads) {
-    std::unique_ptr<Splat<T>[]> splats(new Splat<T>[scene.num]);
+    expect_large(image, scene.channels * scene.height * scene.width * sizeof(T));
+    const auto splats = new_splats<T>(scene.num);
     if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
-    const Bands bands = bin(splats.get(), scene.num, scene.rows(), num_threads);
+    const Places places = sort_by_place(splats.get(), scene, true, num_threads);
     for_each_group(scene.channels, [&](int64_t first, auto group) {
         constexpr int C = decltype(group)::value;
         T* planes = image + first * scene.height * scene.width;
         auto finish = [&](int64_t, int64_t row_begin, int64_t row_end, T* blocks) {
             each_pixel<T, C>(scene, planes, row_begin, row_end, blocks, [](T& pixel, T lane) { pixel = lane; });
         };
-        draw_bands<T, C>(scene, splats.get(), bands, first, num_threads, finish);
+        draw_bands<T, C>(scene, splats.get(), places, first, num_threads, finish);
     });
     return nullptr;
 }
@@ -431,10 +478,11 @@ const char* forward(const Scene<T>& scene, T* image, int num_threads) {
 template <typename T>
 const char* forward_error(const Scene<T>& scene, const T* target, bool clamp, T* residual, double* squares,
                           int num_threads) {
-    std::unique_ptr<Splat<T>[]> splats(new Splat<T>[scene.num]);
+    const auto splats = new_splats<T>(scene.num);
     if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
     const int64_t rows = scene.rows(), cols = scene.cols();
-    const Bands bands = bin(splats.get(), scene.num, rows, num_threads);
+    expect_large(residual, rows * cols * kLanes * scene.channels * sizeof(T));
+    const Places places = sort_by_place(splats.get(), scene, true, num_threads);
     std::vector<double> parts((rows + kBandRows - 1) / kBandRows, 0.0);
     for_each_group(scene.channels, [&](int64_t first, auto group) {
         constexpr int C = decltype(group)::value;
@@ -470,7 +518,7 @@ const char* forward_error(const Scene<T>& scene, const T* target, bool clamp, T*
             }
             parts[band] += part;
         };
-        draw_bands<T, C>(scene, splats.get(), bands, first, num_threads, finish);
+        draw_bands<T, C>(scene, splats.get(), places, first, num_threads, finish);
     });
     *squares = 0;
     for (double part : parts) *squares += part;
@@ -541,16 +589,16 @@ void finish_geometry(const T* cholesky, double scale, Coordinates coordinates, T
 template <typename T>
 const char* backward(const Scene<T>& scene, const T* gradient, double scale, Coordinates coordinates,
                      T* grad_geometry, T* grad_colors, int num_threads) {
-    constexpr int64_t kChunk = 256;
     const int64_t rows = scene.rows(), cols = scene.cols(), channels = scene.channels;
     const Lanes<T> lanes;
-    FirstBad bad(scene.num);
-    parallel_ranges(scene.num, kChunk, num_threads, [&](int64_t begin, int64_t end) {
-        Splat<T> splats[kChunk];
-        for (int64_t n = begin; n < end; ++n)
-            if (!prepare(scene, n, splats[n - begin])) bad.add(n);
-        std::fill(grad_colors + begin * channels, grad_colors + end * channels, T(0));
-        if (coordinates != kColorsOnly) std::fill(grad_geometry + begin * 5, grad_geometry + end * 5, T(0));
+    const auto splats = new_splats<T>(scene.num);
+    if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
+    const Places places = sort_by_place(splats.get(), scene, false, num_threads);
+    expect_large(grad_colors, scene.num * channels * sizeof(T));
+    expect_large(grad_geometry, coordinates == kColorsOnly ? 0 : scene.num * 5 * sizeof(T));
+    std::fill_n(grad_colors, scene.num * channels, T(0));
+    if (coordinates != kColorsOnly) std::fill_n(grad_geometry, scene.num * 5, T(0));
+    parallel_ranges(int64_t(places.members.size()), 256, num_threads, [&](int64_t begin, int64_t end) {
         for_each_group(channels, [&](int64_t first, auto group) {
             constexpr int C = decltype(group)::value;
             const T* blocks = gradient + rows * cols * first * kLanes;
@@ -561,34 +609,42 @@ const char* backward(const Scene<T>& scene, const T* gradient, double scale, Coo
                 else
                     gather<T, C, true>(scene, listed, first, blocks, lanes, grad_geometry, grad_colors);
             };
-            for (int64_t n = begin; n < end; ++n)
-                work.add(scene, splats[n - begin], n, lanes, splats[n - begin].row_begin,
-                         splats[n - begin].row_end, 0, flush);
+            for (int64_t i = begin; i < end; ++i) {
+                fetch_ahead(places, i, end, splats.get(), scene);
+                const int64_t n = places.members[i];
+                __builtin_prefetch(grad_colors + n * channels, 1);
+                if (coordinates != kColorsOnly) __builtin_prefetch(grad_geometry + n * 5, 1);
+                work.add(scene, splats[n], n, lanes, splats[n].row_begin, splats[n].row_end, 0, flush);
+            }
             flush(work);
         });
-        for (int64_t i = begin * channels; i < end * channels; ++i) grad_colors[i] *= T(scale);
-        if (coordinates == kColorsOnly) return;
-        for (int64_t n = begin; n < end; ++n)
-            if (splats[n - begin].row_begin < splats[n - begin].row_end)
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t n = places.members[i];
+            for (int64_t k = 0; k < channels; ++k) grad_colors[n * channels + k] *= T(scale);
+            if (coordinates != kColorsOnly)
                 finish_geometry(scene.cholesky + 3 * n, scale, coordinates, grad_geometry + 5 * n);
+        }
     });
-    return bad.message();
+    return nullptr;
 }
 
 template <typename T>
 const char* backward_planar(const Scene<T>& scene, const T* grad_image, T* grad_geometry, T* grad_colors,
                             int num_threads) {
     const int64_t rows = scene.rows(), cols = scene.cols();
-    std::vector<T> blocks(rows * cols * scene.channels * kLanes);
+    const int64_t count = rows * cols * scene.channels * kLanes;
+    const std::unique_ptr<T[]> blocks(new T[count]);
+    expect_large(blocks.get(), count * sizeof(T));
     for_each_group(scene.channels, [&](int64_t first, auto group) {
         constexpr int C = decltype(group)::value;
         T* planes = const_cast<T*>(grad_image) + first * scene.height * scene.width;
         parallel_for(rows, num_threads, [&](int64_t row) {
-            T* at = blocks.data() + (rows * first + row * C) * cols * kLanes;
+            T* at = blocks.get() + (rows * first + row * C) * cols * kLanes;
+            std::fill_n(at, cols * C * kLanes, T(0));  // also what lies beyond the picture
             each_pixel<T, C>(scene, planes, row, row + 1, at, [](T pixel, T& lane) { lane = pixel; });
         });
     });
-    return backward(scene, blocks.data(), 1.0, kParameters, grad_geometry, grad_colors, num_threads);
+    return backward(scene, blocks.get(), 1.0, kParameters, grad_geometry, grad_colors, num_threads);
 }
 
 template <typename Function>
