@@ -7,9 +7,9 @@
 
 // state [count, 4]: moments m, v, n and the gradient before. corrections: 1 − βᵗ.
 INSTANTGI_API const char* instantgi_adan(int64_t count, float* parameter, const float* gradient, float* state,
-                                         double rate, double beta1, double beta2, double beta3, double epsilon,
-                                         double correction1, double correction2, double correction3,
-                                         int64_t is_first, int64_t num_threads) {
+                                         double rate, double beta1, double beta2, double beta3,
+                                         double epsilon, double correction1, double correction2,
+                                         double correction3, int64_t is_first, int64_t num_threads) {
     const float b1 = float(beta1), b2 = float(beta2), b3 = float(beta3);
     const float i1 = float(1 / correction1), i2 = float(beta2 / correction2), i3 = float(1 / correction3);
     instantgi::parallel_ranges(count, 16384, int(num_threads), [&](int64_t begin, int64_t end) {

@@ -30,8 +30,8 @@ INSTANTGI_DITHER DitherWeights dither_weights(long long row, long long column, l
 }
 
 // The cell's value plus the shares it receives, in the order in which a serial loop sends them.
-INSTANTGI_DITHER float dither_value(float cell, float from_up_left, float from_up,
-                                    float from_up_right, float from_left) {
+INSTANTGI_DITHER float dither_value(float cell, float from_up_left, float from_up, float from_up_right,
+                                    float from_left) {
     return (((cell + from_up_left) + from_up) + from_up_right) + from_left;
 }
 

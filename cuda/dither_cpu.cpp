@@ -4,13 +4,12 @@
 // two cells behind row r, when all three errors from above are known. The chains overlap in the
 // pipeline of one core. Errors of the rows in flight and of the row above them are kept in a small
 // buffer with one zero on either side.
-#include "dither.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <new>
 #include <vector>
 
+#include "dither.h"
 #include "parallel.h"
 
 namespace {
@@ -20,9 +19,13 @@ constexpr int64_t kRows = 4;  // from here on the pipeline is full: more rows ga
 constexpr int64_t kLag = 2;   // a row stays this many cells behind the row above it
 
 class Ditherer {
-public:
+ public:
     Ditherer(const float* cells, uint8_t* points, int64_t height, int64_t width)
-        : cells(cells), points(points), height(height), width(width), stride(width + 2),
+        : cells(cells),
+          points(points),
+          height(height),
+          width(width),
+          stride(width + 2),
           errors((kRows + 1) * stride, 0.0f) {}
 
     void run() {
@@ -40,7 +43,7 @@ public:
         }
     }
 
-private:
+ private:
     // Errors of a row in flight; -1 is the row above them. Index -1 and width are readable zeros.
     float* error_row(int64_t lane) { return errors.data() + (lane + 1) * stride + 1; }
 
@@ -48,12 +51,12 @@ private:
     void visit(int64_t top, int64_t lane, int64_t column) {
         const int64_t row = top + lane;
         const float* above = error_row(lane - 1) + column;
-        const float value = dither_value(
-            cells[row * width + column],
-            above[-1] * dither_weights(row - 1, column - 1, height, width).down_right,
-            above[0] * dither_weights(row - 1, column, height, width).down,
-            above[1] * dither_weights(row - 1, column + 1, height, width).down_left,
-            error_row(lane)[column - 1] * dither_weights(row, column - 1, height, width).right);
+        const float value =
+            dither_value(cells[row * width + column],
+                         above[-1] * dither_weights(row - 1, column - 1, height, width).down_right,
+                         above[0] * dither_weights(row - 1, column, height, width).down,
+                         above[1] * dither_weights(row - 1, column + 1, height, width).down_left,
+                         error_row(lane)[column - 1] * dither_weights(row, column - 1, height, width).right);
         const bool point = dither_is_point(value);
         points[row * width + column] = point;
         error_row(lane)[column] = point ? value - 1.0f : value;
@@ -82,10 +85,9 @@ private:
             for (int64_t lane = 0; lane < kRows; ++lane) {
                 const int64_t column = step - kLag * lane;
                 const float* above = error_row(lane - 1) + column;
-                const float value =
-                    dither_value(cells[(top + lane) * width + column],
-                                 above[-1] * weights.down_right, above[0] * weights.down,
-                                 above[1] * weights.down_left, left[lane] * weights.right);
+                const float value = dither_value(cells[(top + lane) * width + column],
+                                                 above[-1] * weights.down_right, above[0] * weights.down,
+                                                 above[1] * weights.down_left, left[lane] * weights.right);
                 const bool point = dither_is_point(value);
                 points[(top + lane) * width + column] = point;
                 left[lane] = value - (point ? 1.0f : 0.0f);

@@ -11,7 +11,7 @@ namespace {
 constexpr int kGeometry = 5;
 constexpr float kLargestShift = 1.0f;    // standard deviations a mean may move in a step
 constexpr float kLargestStretch = 0.6f;  // largest entry of S in a step: L (I + S) Lᵀ stays positive
-constexpr float kSmallest = 0.01f;        // px; thinner, a Gaussian falls between the pixel centers
+constexpr float kSmallest = 0.01f;       // px; thinner, a Gaussian falls between the pixel centers
 constexpr float kTiny = 1e-20f;
 // Where a gradient fades, m fades more slowly than √v if β₁² > β₂: their ratio must not explode.
 constexpr float kLargestRatio = 1.0f;
@@ -43,11 +43,13 @@ inline bool is_seen(const float* grad_geometry, const float* grad_color, int64_t
 // state [N, 5 + C, 2]: first and second moments. correction: 1 / (1 − Π beta). A Gaussian whose
 // standard deviation would pass `largest` keeps its geometry in this step.
 INSTANTGI_API const char* instantgi_local_adam(int64_t num, int64_t channels, float* means, float* cholesky,
-                                               float* colors, const float* grad_geometry, const float* grad_colors,
-                                               float* state, double rate, double color_rate, double beta1,
-                                               double beta2, double correction1, double correction2,
-                                               double largest, int64_t num_threads) {
-    const Step step{float(rate), float(color_rate), float(beta1), float(beta2), float(correction1), float(correction2)};
+                                               float* colors, const float* grad_geometry,
+                                               const float* grad_colors, float* state, double rate,
+                                               double color_rate, double beta1, double beta2,
+                                               double correction1, double correction2, double largest,
+                                               int64_t num_threads) {
+    const Step step{float(rate),  float(color_rate),  float(beta1),
+                    float(beta2), float(correction1), float(correction2)};
     instantgi::parallel_ranges(num, 2048, int(num_threads), [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
             float* moments = state + n * (kGeometry + channels) * 2;

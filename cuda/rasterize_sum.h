@@ -29,8 +29,8 @@ INSTANTGI_FORMULA Whitening<T> whitening(T l11, T l21, T l22) {
     return {T(kUnit) / l11, -T(kUnit) * l21 / (l11 * l22), T(kUnit) / l22};
 }
 
-// The horizontal extent of the ellipse at height dy above the mean: slope · dy ± half · √(1 − (dy / reach_y)²).
-// It is widest to the right at dy = widest and to the left at −widest.
+// The horizontal extent of the ellipse at height dy above the mean: slope · dy ± half · √(1 − (dy /
+// reach_y)²). It is widest to the right at dy = widest and to the left at −widest.
 template <typename T>
 struct Extent {
     T reach_x, reach_y, slope, half, widest;
@@ -41,8 +41,7 @@ INSTANTGI_FORMULA Extent<T> extent(T l11, T l21, T l22, Sqrt root) {
     const T deviation_y = root(l21 * l21 + l22 * l22);
     const T width = l11 < 0 ? -l11 : l11, signed_l21 = l11 < 0 ? -l21 : l21;
     const T depth = l22 < 0 ? -l22 : l22;
-    return {T(kRadius) * width, T(kRadius) * deviation_y,
-            width * signed_l21 / (deviation_y * deviation_y),
+    return {T(kRadius) * width, T(kRadius) * deviation_y, width * signed_l21 / (deviation_y * deviation_y),
             T(kRadius) * width * depth / deviation_y, T(kRadius) * signed_l21};
 }
 

@@ -9,8 +9,6 @@
 // Gaussians in an order that is theirs, so a pixel's sum never depends on the number of threads.
 // Backward: one thread owns a Gaussian, reads the gradient of the picture over the Gaussian's blocks
 // and alone writes its gradients. No atomics, no order: the result is deterministic.
-#include "rasterize_sum.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -21,6 +19,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "rasterize_sum.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -30,12 +30,12 @@
 namespace instantgi {
 namespace {
 
-constexpr int kSide = 4;                // pixels along the side of a block
-constexpr int kLanes = kSide * kSide;   // pixels of a block, lanes of a vector
-constexpr int kBandRows = 8;            // block rows of a band: 32 rows of pixels stay in the L2 cache
-constexpr int kCellWidth = 128;         // pixels; a band is drawn from left to right
-constexpr int kGroup = 4;               // channels drawn in one pass
-constexpr int kTileBlocks = 16 / kSide; // blocks along the side of the published 16x16 tile
+constexpr int kSide = 4;                 // pixels along the side of a block
+constexpr int kLanes = kSide * kSide;    // pixels of a block, lanes of a vector
+constexpr int kBandRows = 8;             // block rows of a band: 32 rows of pixels stay in the L2 cache
+constexpr int kCellWidth = 128;          // pixels; a band is drawn from left to right
+constexpr int kGroup = 4;                // channels drawn in one pass
+constexpr int kTileBlocks = 16 / kSide;  // blocks along the side of the published 16x16 tile
 
 template <typename T>
 struct Vector {
@@ -88,8 +88,7 @@ INLINE Vec<float> weight(Vec<float> s) {
 }
 INLINE Vec<double> weight(Vec<double> s) {
     Vec<double> w;
-    for (int lane = 0; lane < kLanes; ++lane)
-        w[lane] = s[lane] <= kCutoff ? std::exp2(-s[lane]) : 0.0;
+    for (int lane = 0; lane < kLanes; ++lane) w[lane] = s[lane] <= kCutoff ? std::exp2(-s[lane]) : 0.0;
     return w;
 }
 
@@ -133,13 +132,15 @@ bool prepare(const Scene<T>& scene, int64_t n, Splat<T>& out) {
     // In double: the square of a float never overflows.
     const auto whiten = whitening<double>(l[0], l[1], l[2]);
     const auto reach = extent<double>(l[0], l[1], l[2], [](double x) { return std::sqrt(x); });
-    if (!(std::abs(whiten.b) < 1e30)) return true;  // 1e30 times longer than thin: its line misses all centers
+    if (!(std::abs(whiten.b) < 1e30))
+        return true;  // 1e30 times longer than thin: its line misses all centers
     out.whiten = {T(whiten.a), T(whiten.b), T(whiten.c)};
     out.extent = {T(reach.reach_x), T(reach.reach_y), T(reach.slope), T(reach.half), T(reach.widest)};
     const double grown_x = reach.reach_x + slack(reach.reach_x);
     const double grown_y = reach.reach_y + slack(reach.reach_y);
     if (mean[0] + grown_x < 0 || mean[0] - grown_x > scene.width) return true;
-    // The first block whose last row of centers, 4 r + 3.5, is inside, and the last whose first, 4 r + 0.5, is.
+    // The first block whose last row of centers, 4 r + 3.5, is inside, and the last whose first, 4 r + 0.5,
+    // is.
     const double first = (mean[1] - grown_y - 3.5) / kSide + 1, last = (mean[1] + grown_y - 0.5) / kSide + 1;
     const double rows = double(scene.rows());
     out.row_begin = int32_t(std::min(std::max(first, 0.0), rows));
@@ -149,7 +150,7 @@ bool prepare(const Scene<T>& scene, int64_t n, Splat<T>& out) {
 
 // The first Gaussian that cannot be drawn, found by several threads.
 class FirstBad {
-   public:
+ public:
     explicit FirstBad(int64_t num) : first_(num), num_(num) {}
     void add(int64_t n) {
         int64_t seen = first_.load();
@@ -159,11 +160,12 @@ class FirstBad {
     const char* message() const {
         if (first_ == num_) return nullptr;
         static thread_local char text[96];
-        std::snprintf(text, sizeof text, "Gaussian %lld has a parameter that is not finite", (long long)first_.load());
+        std::snprintf(text, sizeof text, "Gaussian %lld has a parameter that is not finite",
+                      (long long)first_.load());
         return text;
     }
 
-   private:
+ private:
     std::atomic<int64_t> first_;
     int64_t num_;
 };
@@ -249,7 +251,7 @@ std::unique_ptr<Splat<T>[]> new_splats(int64_t num) {
 // waiting for the spans of the Gaussian before, and drawn with one hard-to-predict branch each.
 template <typename T>
 class Work {
-   public:
+ public:
     struct Segment {
         int64_t n;
         const Splat<T>* splat;
@@ -258,8 +260,8 @@ class Work {
 
     // Lists block rows [begin, end) of Gaussian n; calls flush(*this) whenever the list is full.
     template <typename Flush>
-    INLINE void add(const Scene<T>& scene, const Splat<T>& g, int64_t n, const Lanes<T>& lanes,
-                    int64_t begin, int64_t end, int64_t origin, const Flush& flush) {
+    INLINE void add(const Scene<T>& scene, const Splat<T>& g, int64_t n, const Lanes<T>& lanes, int64_t begin,
+                    int64_t end, int64_t origin, const Flush& flush) {
         const int64_t cols = scene.cols();
         Spans spans;
         open(n, g);
@@ -295,10 +297,10 @@ class Work {
     }
 
     static constexpr int kCapacity = 1024, kSegments = 64;
-    int32_t block[kCapacity];       // index of a block from the first of row `origin`
-    T x[kCapacity], y[kCapacity];   // its corner, from the Gaussian's mean
+    int32_t block[kCapacity];      // index of a block from the first of row `origin`
+    T x[kCapacity], y[kCapacity];  // its corner, from the Gaussian's mean
 
-   private:
+ private:
     void open(int64_t n, const Splat<T>& g) { segments_[num_segments_] = {n, &g, size_, size_}; }
     void close() {
         segments_[num_segments_].end = size_;
@@ -432,17 +434,25 @@ template <typename Function>
 void for_each_group(int64_t channels, const Function& function) {
     for (int64_t first = 0; first < channels; first += kGroup) {
         switch (std::min<int64_t>(kGroup, channels - first)) {
-            case 1: function(first, std::integral_constant<int, 1>{}); break;
-            case 2: function(first, std::integral_constant<int, 2>{}); break;
-            case 3: function(first, std::integral_constant<int, 3>{}); break;
-            default: function(first, std::integral_constant<int, kGroup>{});
+            case 1:
+                function(first, std::integral_constant<int, 1>{});
+                break;
+            case 2:
+                function(first, std::integral_constant<int, 2>{});
+                break;
+            case 3:
+                function(first, std::integral_constant<int, 3>{});
+                break;
+            default:
+                function(first, std::integral_constant<int, kGroup>{});
         }
     }
 }
 
 // Copies between the planes of a picture and block rows [row_begin, row_end); Copy(pixel, lane).
 template <typename T, int C, typename Copy>
-void each_pixel(const Scene<T>& scene, T* image, int64_t row_begin, int64_t row_end, T* blocks, const Copy& copy) {
+void each_pixel(const Scene<T>& scene, T* image, int64_t row_begin, int64_t row_end, T* blocks,
+                const Copy& copy) {
     const int64_t cols = scene.cols();
     for (int64_t row = row_begin; row < row_end; ++row)
         for (int k = 0; k < C; ++k)
@@ -466,7 +476,8 @@ const char* forward(const Scene<T>& scene, T* image, int num_threads) {
         constexpr int C = decltype(group)::value;
         T* planes = image + first * scene.height * scene.width;
         auto finish = [&](int64_t, int64_t row_begin, int64_t row_end, T* blocks) {
-            each_pixel<T, C>(scene, planes, row_begin, row_end, blocks, [](T& pixel, T lane) { pixel = lane; });
+            each_pixel<T, C>(scene, planes, row_begin, row_end, blocks,
+                             [](T& pixel, T lane) { pixel = lane; });
         };
         draw_bands<T, C>(scene, splats.get(), places, first, num_threads, finish);
     });
@@ -659,8 +670,14 @@ const char* guarded(const Function& function) {
 template <typename T>
 Scene<T> scene_of(int64_t num, int64_t channels, int64_t height, int64_t width, const void* means,
                   const void* cholesky, const void* colors, const int32_t* tile_limits) {
-    return {num, channels, height, width, static_cast<const T*>(means), static_cast<const T*>(cholesky),
-            static_cast<const T*>(colors), tile_limits};
+    return {num,
+            channels,
+            height,
+            width,
+            static_cast<const T*>(means),
+            static_cast<const T*>(cholesky),
+            static_cast<const T*>(colors),
+            tile_limits};
 }
 
 }  // namespace
@@ -668,8 +685,8 @@ Scene<T> scene_of(int64_t num, int64_t channels, int64_t height, int64_t width, 
 
 using namespace instantgi;
 
-#define SCENE_PARAMETERS                                                                                      \
-    int64_t is_double, int64_t num, int64_t channels, int64_t height, int64_t width, const void *means,       \
+#define SCENE_PARAMETERS                                                                                \
+    int64_t is_double, int64_t num, int64_t channels, int64_t height, int64_t width, const void *means, \
         const void *cholesky, const void *colors, const int32_t *tile_limits
 #define SCENE(T) scene_of<T>(num, channels, height, width, means, cholesky, colors, tile_limits)
 
@@ -684,13 +701,12 @@ INSTANTGI_API const char* instantgi_rasterize_sum_backward(SCENE_PARAMETERS, con
                                                            void* grad_geometry, void* grad_colors,
                                                            int64_t num_threads) {
     return guarded([&] {
-        return is_double
-                   ? backward_planar(SCENE(double), static_cast<const double*>(grad_image),
-                                     static_cast<double*>(grad_geometry), static_cast<double*>(grad_colors),
-                                     int(num_threads))
-                   : backward_planar(SCENE(float), static_cast<const float*>(grad_image),
-                                     static_cast<float*>(grad_geometry), static_cast<float*>(grad_colors),
-                                     int(num_threads));
+        return is_double ? backward_planar(SCENE(double), static_cast<const double*>(grad_image),
+                                           static_cast<double*>(grad_geometry),
+                                           static_cast<double*>(grad_colors), int(num_threads))
+                         : backward_planar(SCENE(float), static_cast<const float*>(grad_image),
+                                           static_cast<float*>(grad_geometry),
+                                           static_cast<float*>(grad_colors), int(num_threads));
     });
 }
 
@@ -705,9 +721,10 @@ INSTANTGI_API const char* instantgi_rasterize_error(SCENE_PARAMETERS, const void
     });
 }
 
-INSTANTGI_API const char* instantgi_rasterize_error_backward(SCENE_PARAMETERS, const void* residual, double scale,
-                                                             int64_t coordinates, void* grad_geometry,
-                                                             void* grad_colors, int64_t num_threads) {
+INSTANTGI_API const char* instantgi_rasterize_error_backward(SCENE_PARAMETERS, const void* residual,
+                                                             double scale, int64_t coordinates,
+                                                             void* grad_geometry, void* grad_colors,
+                                                             int64_t num_threads) {
     return guarded([&] {
         const auto kind = static_cast<Coordinates>(coordinates);
         return is_double ? backward(SCENE(double), static_cast<const double*>(residual), scale, kind,

@@ -75,11 +75,10 @@ struct Part {
 };
 
 class Triangulation {
-public:
+ public:
     // Distinct points along the Z-curve, and their places on it.
     Triangulation(const std::vector<Point>& points, const std::vector<uint64_t>& keys)
-        : points(points), keys(keys), edges(new Edge[6 * points.size()]),
-          hull(points.size(), kNone) {}
+        : points(points), keys(keys), edges(new Edge[6 * points.size()]), hull(points.size(), kNone) {}
 
     // Returns an edge whose left side is the outside, or kNone for fewer than two points.
     int run(int num_threads) {
@@ -100,7 +99,7 @@ public:
 
     Edge* all_edges() const { return edges.get(); }
 
-private:
+ private:
     int origin(int edge) const { return edges[edge].origin; }
     int target(int edge) const { return edges[edge ^ 1].origin; }
 
@@ -275,7 +274,7 @@ private:
     const std::vector<Point>& points;
     const std::vector<uint64_t>& keys;
     std::unique_ptr<Edge[]> edges;  // at most 3 per point, in two directions
-    std::vector<int> hull;  // of an extreme point of a part: the edge to the next on the hull
+    std::vector<int> hull;          // of an extreme point of a part: the edge to the next on the hull
     std::vector<Range> ranges;
 };
 
@@ -327,7 +326,7 @@ std::vector<Keyed> along_z_curve(const Point* points, int64_t count) {
 // Loops run over edges or triangles and not around points: their steps are independent, so the
 // processor overlaps the waits for memory.
 class Output {
-public:
+ public:
     Output(Edge* edges, const std::vector<Keyed>& order, int num_threads)
         : edges(edges), order(order), num_threads(num_threads), starts(order.size() + 1, 0) {}
 
@@ -345,7 +344,7 @@ public:
         return static_cast<int64_t>(first_edges.size());
     }
 
-private:
+ private:
     static constexpr int kOutside = -2;
 
     int along_face(int edge) const { return edges[edge ^ 1].cw; }
@@ -393,9 +392,7 @@ private:
         std::partial_sum(starts.begin(), starts.end(), starts.begin());
         first_edges.resize(count);
         for (size_t i = 0; i < count; ++i) first_edges[--starts[edges[found[i]].origin]] = found[i];
-        const auto by_second = [&](int a, int b) {
-            return edges[a ^ 1].origin < edges[b ^ 1].origin;
-        };
+        const auto by_second = [&](int a, int b) { return edges[a ^ 1].origin < edges[b ^ 1].origin; };
         for (const Keyed& point : order) {
             const auto first = first_edges.begin();
             std::sort(first + starts[point.index], first + starts[point.index + 1], by_second);
@@ -432,9 +429,8 @@ private:
 // points [num_points, 2], distinct lattice points of at most 2**21 in absolute value →
 // triangles, neighbors [at most 2 num_points, 3]; info: the number of triangles, or -1 and the
 // indices of two points that are equal.
-INSTANTGI_API const char* instantgi_triangulate(const int32_t* points, int64_t* triangles,
-                                                int64_t* neighbors, int64_t* info,
-                                                int64_t num_points, int64_t num_threads) {
+INSTANTGI_API const char* instantgi_triangulate(const int32_t* points, int64_t* triangles, int64_t* neighbors,
+                                                int64_t* info, int64_t num_points, int64_t num_threads) {
     try {
         const auto* lattice = reinterpret_cast<const Point*>(points);
         if (num_points > INT32_MAX / 6) return "more points than 32-bit edge numbers allow";

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 # What file managers leave, and what a killed write of ours leaves.
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.[0-9a-f]{16}(\.\w+)?")
 

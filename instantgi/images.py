@@ -417,12 +417,13 @@ def _decode_by_opencv(data: bytes, height: int, width: int, bands: int) -> np.nd
     """[H, W, bands] uint16, RGB or RGBA."""
     import cv2  # slow to load, and needed for few pictures
 
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    log = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4 has the same functions at its top
+    level = log.getLogLevel()
+    log.setLogLevel(0)  # silent
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        log.setLogLevel(level)
     if pixels is None or pixels.shape != (height, width, bands) or pixels.dtype != np.uint16:
         raise ImageError("its 16-bit pixels are damaged or of a rare kind; convert it to PNG")
     return pixels[..., [2, 1, 0, 3][:bands]]

@@ -157,7 +157,7 @@ class _Watch:
         stalled = (
             self.patience is not None and self.iteration - self.best_iteration >= self.patience
         )
-        # `psnr` is of before the step, and a step can lose a little: look at what would be returned.
+        # `psnr` is of before the step, and a step can lose a little: look at what is returned.
         reached = self.psnr is not None and psnr >= self.psnr
         self.stopped = stalled or (reached and self._drawn_psnr(fitter) >= self.psnr)
         if self.on_progress:
