@@ -417,9 +417,9 @@ def _decode_by_opencv(data: bytes, height: int, width: int, bands: int) -> np.nd
     """[H, W, bands] uint16, RGB or RGBA."""
     import cv2  # slow to load, and needed for few pictures
 
-    log = getattr(cv2.utils, "logging", cv2)  # OpenCV 5; 4 has the same functions at its top
+    log = cv2.utils.logging
     level = log.getLogLevel()
-    log.setLogLevel(0)  # silent
+    log.setLogLevel(log.LOG_LEVEL_SILENT)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
