@@ -158,8 +158,10 @@ class _Watch:
             self.patience is not None and self.iteration - self.best_iteration >= self.patience
         )
         # `psnr` is of before the step, and a step can lose a little: look at what is returned.
-        reached = self.psnr is not None and psnr >= self.psnr
-        self.stopped = stalled or (reached and self._drawn_psnr(fitter) >= self.psnr)
+        reached = (
+            self.psnr is not None and psnr >= self.psnr and self._drawn_psnr(fitter) >= self.psnr
+        )
+        self.stopped = stalled or reached
         if self.on_progress:
             before = time.perf_counter()
             self.on_progress(Progress(self.iteration, self.elapsed(), psnr, fitter))
