@@ -253,5 +253,5 @@ def cholesky_from_scales_rotations(
     """(l11, l21, l22) with L Lᵀ = R diag(s1², s2²) Rᵀ; l22 = s1 s2 / l11 needs no subtraction."""
     s1, s2 = scales.unbind(-1)
     cos, sin = rotations.cos(), rotations.sin()
-    l11 = torch.sqrt((s1 * cos) ** 2 + (s2 * sin) ** 2)
+    l11 = torch.hypot(s1 * cos, s2 * sin)
     return torch.stack([l11, (s1 - s2) * (s1 + s2) * sin * cos / l11, s1 * s2 / l11], -1)

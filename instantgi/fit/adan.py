@@ -52,7 +52,7 @@ class Adan(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["step"] = 0
-                    state["moments"] = parameter.new_zeros(*parameter.shape, 4)
+                    state["moments"] = parameter.new_zeros(4, *parameter.shape)
                 state["step"] += 1
                 torch.ops.instantgi.adan_(
                     parameter,
