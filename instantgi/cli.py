@@ -182,17 +182,21 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto is cpu in this version (default: %(default)s)",
     )
+    _add_seed(add)
+    add(
+        "--quiet",
+        action="store_true",
+        help="print nothing but errors (default: progress and a line)",
+    )
+
+
+def _add_seed(add: Callable[..., Any]) -> None:
     add(
         "--seed",
         type=_whole(0),
         default=0,
         metavar="S",
         help="of random starts (default: %(default)s)",
-    )
-    add(
-        "--quiet",
-        action="store_true",
-        help="print nothing but errors (default: progress and a line)",
     )
 
 
@@ -291,13 +295,7 @@ def _bench(commands: Any) -> None:
         metavar="COLOR",
         help="lay transparent pictures over it (default: keep opacity as a fourth channel)",
     )
-    add(
-        "--seed",
-        type=_whole(0),
-        default=0,
-        metavar="S",
-        help="of random starts (default: %(default)s)",
-    )
+    _add_seed(add)
     add(
         "--curve",
         action="store_true",
