@@ -15,7 +15,7 @@ from instantgi.fit import (
 )
 from instantgi.fit.adan import Adan
 from instantgi.fit.loop import Progress
-from instantgi.gaussians import Gaussians
+from instantgi.gaussians import Gaussians, cholesky_from_scales_rotations
 from instantgi.metrics import psnr
 from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize, rasterize_reference
@@ -342,6 +342,53 @@ def test_gaussianimage_starts_as_published():
     low, high = fitter.gaussians().cholesky.aminmax(dim=0)
     torch.testing.assert_close(low, torch.tensor([0.5, 0.0, 0.5]), rtol=0, atol=1e-3)
     torch.testing.assert_close(high, torch.tensor([1.5, 1.0, 1.5]), rtol=0, atol=1e-3)
+
+
+def activated(raw, height, width, shape):
+    """What `GaussianImage` says of its parameters, in torch."""
+    means = (raw[:2].tanh() + 1).T * raw.new_tensor([width, height]) / 2
+    if shape == "cholesky":
+        return torch.cat([means, raw[2:].T + raw.new_tensor([0.5, 0.0, 0.5])], 1)
+    scales, angles = (raw[2:4].T + 0.5).abs(), 2 * torch.pi * raw[4].sigmoid()
+    return torch.cat([means, cholesky_from_scales_rotations(scales, angles)], 1)
+
+
+@pytest.mark.parametrize("shape", ["rs", "cholesky"])
+@pytest.mark.parametrize("num", [0, 1, 16, 5003])
+def test_gaussianimage_parameters_match_autograd(shape, num):
+    random = torch.Generator().manual_seed(num)
+    rounded, gradient = (
+        torch.randn(5, num, generator=random) * 1.5,
+        torch.randn(num, 5, generator=random),
+    )
+    raw = rounded.double().requires_grad_()
+    expected = activated(raw, 37, 91, shape)
+    (expected_gradient,) = torch.autograd.grad(expected, raw, gradient.double())
+    actual = torch.ops.instantgi.gaussianimage(rounded, 37, 91, shape == "rs")
+    # a few roundings of numbers up to 91, the width
+    torch.testing.assert_close(torch.cat(actual, 1).double(), expected, rtol=1e-5, atol=2e-5)
+    actual_gradient = torch.ops.instantgi.gaussianimage_backward(
+        rounded, gradient, 37, 91, shape == "rs"
+    )
+    # the sine and cosine are right to 1e-7, and thin Gaussians multiply that by their aspect
+    torch.testing.assert_close(actual_gradient.double(), expected_gradient, rtol=3e-4, atol=1e-4)
+
+
+def test_gaussianimage_step_is_adan_on_the_mean_squared_error():
+    image = picture(20, 28)
+    fitter = GaussianImage("rs")
+    fitter.start(image, None, 50, seed=3)
+    raw = fitter.geometry.clone().requires_grad_()
+    colors = fitter.colors.clone().requires_grad_()
+    fields = activated(raw, 20, 28, "rs").split([2, 3], 1)
+    error = (rasterize(Gaussians(*fields, colors), 20, 28).clamp(0, 1) - image).square()
+    error.mean().backward()
+    squares = fitter.step(0.0)
+    torch.testing.assert_close(float(squares), float(error.detach().sum()), rtol=1e-5, atol=0)
+    torch.testing.assert_close(fitter.geometry.grad, raw.grad, rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(fitter.colors.grad, colors.grad, rtol=1e-3, atol=1e-8)
+    expected = colors.detach() - 1e-3 * colors.grad / (colors.grad.abs() + 1e-8)
+    torch.testing.assert_close(fitter.colors, expected, rtol=0, atol=1e-6)
 
 
 def test_gaussianimage_halves_its_rate():

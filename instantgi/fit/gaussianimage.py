@@ -6,8 +6,42 @@ import torch
 from torch import Tensor
 
 from instantgi.fit.adan import Adan
-from instantgi.gaussians import Gaussians, cholesky_from_scales_rotations
-from instantgi.render.ops import mean_squared_error, to_blocks
+from instantgi.gaussians import Gaussians
+from instantgi.native import call_cpu
+from instantgi.render.ops import (
+    PARAMETERS,
+    rasterize_error,
+    rasterize_error_backward,
+    to_blocks,
+)
+
+torch.library.define(
+    "instantgi::gaussianimage",
+    "(Tensor raw, int height, int width, bool is_rs) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "instantgi::gaussianimage_backward",
+    "(Tensor raw, Tensor grad_geometry, int height, int width, bool is_rs) -> Tensor",
+)
+
+
+@torch.library.impl("instantgi::gaussianimage", "cpu")
+def _(raw, height, width, is_rs):
+    """Means [N, 2] and Cholesky factors [N, 3] of raw parameters [5, N], see `GaussianImage`."""
+    num = raw.shape[1]
+    means, cholesky = raw.new_empty(num, 2), raw.new_empty(num, 3)
+    size = (float(width), float(height))
+    call_cpu("gaussianimage", num, raw.contiguous(), *size, int(is_rs), means, cholesky)
+    return means, cholesky
+
+
+@torch.library.impl("instantgi::gaussianimage_backward", "cpu")
+def _(raw, grad_geometry, height, width, is_rs):
+    """Gradient of raw [5, N] from that of means and Cholesky factors, [N, 5]."""
+    grad_raw, size = torch.empty_like(raw), (float(width), float(height))
+    tensors = (raw.contiguous(), *size, int(is_rs), grad_geometry.contiguous(), grad_raw)
+    call_cpu("gaussianimage_backward", raw.shape[1], *tensors)
+    return grad_raw
 
 
 class GaussianImage:
@@ -35,39 +69,35 @@ class GaussianImage:
 
     def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
         self.height, self.width = image.shape[1:]
-        self.size = torch.tensor([self.width, self.height])
         self.target, self.iteration = to_blocks(image.detach().float()), 0
         raw = self._random(num_gaussians, len(image), seed) if init is None else self._inverse(init)
-        self.positions, self.shapes, self.colors = (part.clone().requires_grad_() for part in raw)
-        self.optimizer = Adan([self.positions, self.shapes, self.colors], lr=self.rate)
+        self.geometry = torch.cat(raw[:2], 1).T.contiguous()  # [5, N]
+        self.colors = raw[2].clone(memory_format=torch.contiguous_format)
+        self.optimizer = Adan([self.geometry, self.colors], lr=self.rate)
 
     def step(self, progress: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * 0.5 ** (self.iteration // self.halve_every)
-        fields = (self._means(), self._cholesky(), self.colors)
-        loss = mean_squared_error(*fields, self.target, self.height, self.width, clamp=True)
-        self.optimizer.zero_grad()
-        loss.backward()
+        scene, size = (*self._activated(), self.colors), (self.height, self.width)
+        residual, squares = rasterize_error(*scene, self.target, *size, True)
+        # of the mean of the squares, which is what Adan's epsilon is measured against
+        scale = 2 / (self.colors.shape[1] * self.height * self.width)
+        grads = rasterize_error_backward(residual, *scene, *size, scale, PARAMETERS)
+        self.geometry.grad = torch.ops.instantgi.gaussianimage_backward(
+            self.geometry, grads[0], *size, self.shape == "rs"
+        )
+        self.colors.grad = grads[1]
         self.optimizer.step()
         self.iteration += 1
-        return loss.detach().double() * self.height * self.width * self.colors.shape[1]
+        return squares
 
     def gaussians(self) -> Gaussians:
-        return Gaussians(self._means(), self._cholesky(), self.colors).map(
-            lambda x: x.detach().clone()
-        )
+        return Gaussians(*self._activated(), self.colors.detach().clone())
 
-    def _means(self) -> Tensor:
-        return (self.positions.tanh() + 1) * self.size / 2
-
-    def _cholesky(self) -> Tensor:
-        if self.shape == "cholesky":
-            return self.shapes + self.shapes.new_tensor([0.5, 0.0, 0.5])
-        scales, angles = (
-            (self.shapes[:, :2] + 0.5).abs(),
-            2 * torch.pi * self.shapes[:, 2].sigmoid(),
+    def _activated(self) -> tuple[Tensor, Tensor]:
+        return torch.ops.instantgi.gaussianimage(
+            self.geometry, self.height, self.width, self.shape == "rs"
         )
-        return cholesky_from_scales_rotations(scales, angles)
 
     @staticmethod
     def _random(num: int, channels: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +113,8 @@ class GaussianImage:
     def _inverse(self, init: Gaussians) -> tuple[Tensor, Tensor, Tensor]:
         """Raw parameters of given Gaussians; means outside the picture go to its border."""
         init = init.detach().to(torch.float32)
-        places = (init.means / self.size * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
+        size = torch.tensor([self.width, self.height])
+        places = (init.means / size * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         if self.shape == "cholesky":
             return places, init.cholesky - init.cholesky.new_tensor([0.5, 0.0, 0.5]), init.colors
         scales, rotations = init.scales_rotations
