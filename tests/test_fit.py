@@ -384,6 +384,7 @@ def test_gaussianimage_step_is_adan_on_the_mean_squared_error():
     error = (rasterize(Gaussians(*fields, colors), 20, 28).clamp(0, 1) - image).square()
     error.mean().backward()
     squares = fitter.step(0.0)
+    assert colors.grad is not None
     torch.testing.assert_close(float(squares), float(error.detach().sum()), rtol=1e-5, atol=0)
     torch.testing.assert_close(fitter.geometry.grad, raw.grad, rtol=1e-3, atol=1e-8)
     torch.testing.assert_close(fitter.colors.grad, colors.grad, rtol=1e-3, atol=1e-8)
