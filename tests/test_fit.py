@@ -380,8 +380,8 @@ def test_gaussianimage_step_is_adan_on_the_mean_squared_error():
     fitter.start(image, None, 50, seed=3)
     raw = fitter.geometry.clone().requires_grad_()
     colors = fitter.colors.clone().requires_grad_()
-    fields = activated(raw, 20, 28, "rs").split([2, 3], 1)
-    error = (rasterize(Gaussians(*fields, colors), 20, 28).clamp(0, 1) - image).square()
+    means, cholesky = activated(raw, 20, 28, "rs").split([2, 3], 1)
+    error = (rasterize(Gaussians(means, cholesky, colors), 20, 28).clamp(0, 1) - image).square()
     error.mean().backward()
     squares = fitter.step(0.0)
     assert colors.grad is not None
