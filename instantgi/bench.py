@@ -61,6 +61,7 @@ def run_bench(
     num_gaussians: int | None = None,
     background: str | None = None,
     seed: int = 0,
+    start: str | None = None,
     curve: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def run_bench(
         ValueError: if `output` holds other settings, or something else.
     """
     settings = {"num_gaussians": num_gaussians, "background": background, "seed": seed}
+    settings |= {} if start is None else {"start": start}
     rows = _load_rows(output, settings)
     made = {_key(row): row for row in rows}
     wanted = [
@@ -80,7 +82,7 @@ def run_bench(
     ]
     wanted = list(dict.fromkeys(wanted))
     for method in methods:
-        _warm_up(method)
+        _warm_up(method, settings)
     for path, method, steps in _with_bar(wanted, quiet):
         old = made.get((path.name, method, steps))
         if old is not None and not (curve and "curve" not in old):
@@ -104,9 +106,10 @@ def _with_bar(wanted: list, quiet: bool) -> Iterator[Any]:
     )
 
 
-def _warm_up(method: str) -> None:
+def _warm_up(method: str, settings: dict[str, Any]) -> None:
     """What a method loads at its first use is not part of the first picture's time."""
-    list(run_stages(torch.rand(3, 16, 16), Recipe(method=method, iterations=1)))
+    recipe = Recipe(method=method, iterations=1, **settings | {"num_gaussians": 20})
+    list(run_stages(torch.rand(3, 16, 16), recipe))
 
 
 def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
@@ -124,12 +127,14 @@ def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
 
     seconds: dict[str, float] = dict.fromkeys(SECONDS, 0.0)
     names = {"colors": "seconds_colors", "fit": "seconds_fit"}
-    start = None
+    start, network = None, None
     for stage in run_stages(image, recipe, look):
         seconds[names.get(stage.name, "seconds_start")] = stage.seconds
         drawn = rasterize(stage.gaussians, height, width)
         if stage.name != "fit":
             start = psnr(drawn, image)
+        if stage.name == "network":
+            network = {"psnr_network": start}
     scores = score(to_8bit(drawn), to_8bit(image))
     row = {
         "image": path.name,
@@ -143,7 +148,7 @@ def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
         "ms_ssim": scores.ms_ssim,
         "lossless": scores.lossless,
         **seconds,
-    }
+    } | (network or {})
     return row | ({"curve": points} if with_curve else {})
 
 

@@ -9,10 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-NO_NETWORK = (
-    "no trained network ships with this version; "
-    "leave --checkpoint out to start from the image gradient"
-)
 NO_CUDA = "there are no CUDA kernels in this version; leave --device out to use the CPU"
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -90,14 +86,22 @@ def _infer(commands: Any) -> None:
         commands,
         "infer",
         _run_fits,
-        "turn pictures into Gaussians: from the image gradient, by solved colors and a fit",
+        "turn pictures into Gaussians: a start from a network or from the image gradient, solved "
+        "colors, and a fit",
         RESULT,
     )
     _add_fit_arguments(parser)
     parser.add_argument(
+        "--start",
+        choices=("network", "heuristic"),
+        help="where the fit starts: from a network's Gaussians or from the image gradient "
+        "(default: heuristic, or network with --checkpoint)",
+    )
+    parser.add_argument(
         "--checkpoint",
         metavar="NAME",
-        help="trained network to start from; none ships with this version (default: none)",
+        help="the network: one that ships, a folder of your own, or organisation/name on the "
+        "Hugging Face Hub (default: tiny)",
     )
     parser.add_argument(
         "--patch-size",
@@ -122,7 +126,7 @@ def _fit(commands: Any) -> None:
         help="instantgi is ours; gaussianimage and gaussianimage-rs start from random Gaussians "
         "and need many steps, as published 50000 (default: %(default)s)",
     )
-    parser.set_defaults(patch_size=3, checkpoint=None)
+    parser.set_defaults(patch_size=3, start=None, checkpoint=None)
 
 
 def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -288,6 +292,11 @@ def _bench(commands: Any) -> None:
         metavar="N",
         help="number of Gaussians (default: 0.11 per pixel)",
     )
+    add(
+        "--start",
+        choices=("network", "heuristic"),
+        help="of the method instantgi, with the network that ships (default: heuristic)",
+    )
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
     add(
         "--background",
@@ -366,8 +375,8 @@ def _listed(parse: Callable[[str], Any]) -> Callable[[str], list]:
 
 
 def _run_fits(options: argparse.Namespace) -> int:
-    if options.checkpoint is not None:
-        raise ValueError(NO_NETWORK)
+    if options.checkpoint is not None and options.start == "heuristic":
+        options.parser.error("argument --checkpoint: not allowed with --start heuristic")
     if options.device == "cuda":
         raise ValueError(NO_CUDA)
     if options.init is not None and options.num_gaussians is not None:
@@ -398,10 +407,14 @@ def _folders(options: argparse.Namespace) -> list[Path]:
 
 
 def _fit_one(image: str, folder: Path, options: argparse.Namespace) -> None:
-    from instantgi.infer import Recipe, infer_image
+    from instantgi.infer import DEFAULT_CHECKPOINT, DEFAULT_START, Recipe, infer_image
 
     names = {field.name for field in dataclasses.fields(Recipe)}
     chosen = {name: value for name, value in vars(options).items() if name in names}
+    if options.start is None:
+        chosen["start"] = DEFAULT_START if options.checkpoint is None else "network"
+    if options.checkpoint is None:
+        chosen["checkpoint"] = DEFAULT_CHECKPOINT
     if options.iterations is None and options.seconds is None:
         chosen["iterations"] = 300
     recipe = Recipe(**chosen)
@@ -517,6 +530,7 @@ def _run_bench(options: argparse.Namespace) -> int:
         num_gaussians=options.num_gaussians,
         background=options.background,
         seed=options.seed,
+        start=options.start,
         curve=options.curve,
         quiet=options.quiet,
     )

@@ -5,6 +5,7 @@ A result is a folder of `gaussians.safetensors`, `init.png` (where the fit start
 """
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -32,6 +33,8 @@ from instantgi.render import rasterize
 
 GAUSSIANS, REPORT, SNAPSHOT = "gaussians.safetensors", "report.json", "snapshot.safetensors"
 RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
+STARTS = ("heuristic", "network")
+DEFAULT_START, DEFAULT_CHECKPOINT = "heuristic", "tiny"
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
 MAX_CURVE_POINTS = 400
@@ -44,8 +47,11 @@ class Recipe:
 
     Attributes:
         method: a name of `instantgi.fit.METHODS`.
-        patch_size: side of the largest dithering cell of the heuristic start.
-        num_gaussians: None for `default_count`; an upper limit for the heuristic start.
+        start: of the method "instantgi": "network", or "heuristic", from the picture's gradient.
+        checkpoint: the network, see `InstantGI.from_pretrained`; a start of "heuristic" needs none.
+        patch_size: side of the largest dithering cell of either start.
+        num_gaussians: None for `default_count`, and for as many as the network sees fit; else an
+            upper limit for either start.
         init: a file of Gaussians to start from.
         iterations, seconds, psnr: where the fit stops, whichever comes first; see `fit_image`.
         background: a color of CSS to lay the picture over; None keeps opacity as a fourth channel.
@@ -53,6 +59,8 @@ class Recipe:
     """
 
     method: str = "instantgi"
+    start: str = DEFAULT_START
+    checkpoint: str = DEFAULT_CHECKPOINT
     patch_size: int = 3
     num_gaussians: int | None = None
     init: str | None = None
@@ -62,12 +70,16 @@ class Recipe:
     background: str | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f'start must be one of {", ".join(STARTS)}, got "{self.start}"')
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """A step of the pipeline that is done."""
 
-    name: str  # heuristic, colors or random or init, and at last fit
+    name: str  # heuristic or network, then colors; or random; or init; and at last fit
     seconds: float  # of this stage alone
     gaussians: Gaussians
     iterations: int = 0  # of the fit
@@ -140,8 +152,14 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         gaussians = _load_start(recipe.init, image)
         yield Stage("init", time.perf_counter() - began, gaussians)
     elif recipe.method == "instantgi":
-        gaussians = heuristic_start(image, num, recipe.patch_size)
-        yield Stage("heuristic", time.perf_counter() - began, gaussians)
+        if recipe.start == "network":
+            network = _load_network(recipe.checkpoint)
+            count = recipe.num_gaussians
+            with torch.no_grad():
+                gaussians = network(image, num_gaussians=count, patch_size=recipe.patch_size)
+        else:
+            gaussians = heuristic_start(image, num, recipe.patch_size)
+        yield Stage(recipe.start, time.perf_counter() - began, gaussians)
         began = time.perf_counter()
         gaussians = solve_colors(gaussians, image, SOLVE_ITERATIONS)
         yield Stage("colors", time.perf_counter() - began, gaussians)
@@ -150,6 +168,14 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         fitter.start(image, None, num, recipe.seed)
         gaussians = fitter.gaussians()
         yield Stage("random", time.perf_counter() - began, gaussians)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_network(checkpoint: str) -> Any:
+    """Once for all pictures of a call."""
+    from instantgi.models import InstantGI
+
+    return InstantGI.from_pretrained(checkpoint)
 
 
 def _load_start(path: str, image: Tensor) -> Gaussians:

@@ -148,7 +148,7 @@ def _blur(images: Tensor) -> Tensor:
 def _blur_along(images: Tensor, dim: int) -> Tensor:
     # a sum of shifted images, not a convolution, which cuDNN would round to the 10 bits of TF32
     size = images.shape[dim]
-    weights = _window(size)
+    weights = gaussian_window(size)
     valid = size - len(weights) + 1
     blurred = images.narrow(dim, 0, valid) * weights[0]
     for shift, weight in enumerate(weights[1:], start=1):
@@ -156,7 +156,8 @@ def _blur_along(images: Tensor, dim: int) -> Tensor:
     return blurred
 
 
-def _window(size: int) -> list[float]:
+def gaussian_window(size: int) -> list[float]:
+    """The weights of SSIM's window on a side of `size` pixels: 11, or the longest odd that fits."""
     taps = min(WINDOW_TAPS, size - (size + 1) % 2)
     offsets = [tap - taps // 2 for tap in range(taps)]
     weights = [math.exp(-(offset**2) / (2 * WINDOW_SIGMA**2)) for offset in offsets]

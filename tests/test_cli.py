@@ -88,12 +88,9 @@ def test_fit_takes_each_method(picture, tmp_path):
     assert tuple(cli.METHODS) == tuple(fit.METHODS)
 
 
-def test_no_network_and_no_cuda_are_said_in_one_line(picture, capsys):
-    assert main(["infer", str(picture), "--checkpoint", "small"]) == 1
-    assert capsys.readouterr().err == (
-        "error: no trained network ships with this version; "
-        "leave --checkpoint out to start from the image gradient\n"
-    )
+def test_an_unknown_network_and_no_cuda_are_said_in_one_line(picture, capsys):
+    assert main(["infer", str(picture), "--checkpoint", "huge"]) == 1
+    assert re.fullmatch('error: there is no network "huge": .*\n', capsys.readouterr().err)
     assert main(["infer", str(picture), "--device", "cuda"]) == 1
     assert re.fullmatch("error: there are no CUDA kernels .*\n", capsys.readouterr().err)
 

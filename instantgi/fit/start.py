@@ -5,14 +5,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantgi.gaussians import Gaussians
-from instantgi.points import add_border_points, dither, fit_ellipses, pool, scale_map, triangulate
-from instantgi.points.dither import MAX_COORDINATE
+from instantgi.points import make_mesh
 from instantgi.points.gradient import gradient_map
 
 DENSITY = 0.11  # Gaussians per pixel at k = 3, the published mean (42,857 on Kodak)
 STRETCH = 2.0  # of a triangle's covariance; the best start of a fit, not the best picture by itself
 ROUND = 0.15  # px², added to both variances: thin triangles stay drawable
-CLOSEST = 0.6  # of all cells filled: with a fuller map the cells are made smaller
 
 
 def default_count(height: int, width: int, patch_size: int = 3) -> int:
@@ -40,32 +38,21 @@ def heuristic_start(
     Raises:
         ValueError: if num_gaussians is below 2.
     """
-    if num_gaussians < 2:
-        raise ValueError(f"num_gaussians must be at least 2, got {num_gaussians}")
-    channels, height, width = image.shape
-    if max(height, width) > MAX_COORDINATE:
-        raise ValueError(
-            f"a picture has sides of at most {MAX_COORDINATE} pixels here, got {width}x{height}"
-        )
-    density = gradient_map(image.detach().float())
-    k = patch_size
-    while k > 1 and num_gaussians / 2 > CLOSEST * (height // k) * (width // k):
-        k -= 1
-    wanted = num_gaussians // 2
-    for _ in range(2):  # the second time the number of points on the border is known
-        inner = dither(scale_map(density, min(wanted, pool(density, k).numel() * 9 // 10), k), k)
-        points = add_border_points(inner, height, width)
-        wanted = max(0, (num_gaussians + 2 - (len(points) - len(inner))) // 2)
-    triangles, _ = triangulate(points)
-    centers, covariances = fit_ellipses(points, triangles)
-    # In reading order of 8-pixel bands: neighbors in the picture are neighbors in memory.
-    order = ((centers[:, 1] // 8) * width + centers[:, 0]).argsort(stable=True)
-    if len(order) > num_gaussians:
-        # One too many, or in thin pictures many: an even choice, in which each stands for more.
-        kept = torch.arange(num_gaussians) * len(order) // num_gaussians
-        covariances = covariances * (len(order) / num_gaussians)
-        order = order[kept]
-    centers, covariances = centers[order], covariances[order]
-    covariances = STRETCH * covariances + covariances.new_tensor([ROUND, 0.0, ROUND])
-    colors = torch.zeros(len(centers), channels)
-    return Gaussians.from_covariances(centers.float(), covariances.float(), colors)
+    mesh = make_mesh(gradient_map(image.detach().float()), patch_size, num_gaussians)
+    covariances = STRETCH * mesh.covariances + mesh.covariances.new_tensor([ROUND, 0.0, ROUND])
+    colors = torch.zeros(len(mesh.centers), len(image))
+    gaussians = Gaussians.from_covariances(mesh.centers.float(), covariances.float(), colors)
+    return thin_out(gaussians, num_gaussians)
+
+
+def thin_out(gaussians: Gaussians, num_gaussians: int) -> Gaussians:
+    """At most num_gaussians of them: an even choice, in which each stands for more.
+
+    For the one too many that a mesh can have, and for thin pictures, where it can be many.
+    """
+    num = len(gaussians)
+    if num <= num_gaussians:
+        return gaussians
+    kept = torch.arange(num_gaussians, device=gaussians.means.device) * num // num_gaussians
+    grown = gaussians.cholesky[kept] * (num / num_gaussians) ** 0.5
+    return Gaussians(gaussians.means[kept], grown, gaussians.colors[kept])

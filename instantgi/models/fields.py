@@ -1,0 +1,383 @@
+"""From the triangles of a mesh and what a picture shows there to Gaussians: small MLPs."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from instantgi.gaussians import cholesky_from_covariances, cholesky_from_scales_rotations
+from instantgi.native import call_cpu
+from instantgi.points import Mesh
+from instantgi.points.ellipses import fit_published_ellipses
+
+CHUNK = 2**16  # triangles at a time, without gradients
+
+
+class Attributes(NamedTuple):
+    """What the fields say of every triangle; differentiable."""
+
+    means: Float[Tensor, "T 2"]
+    cholesky: Float[Tensor, "T 3"]
+    colors: Float[Tensor, "T C"]
+    scales: Float[Tensor, "T 2"]  # standard deviations in pixels, for the penalty on small ones
+
+
+def sample(
+    planes: Float[Tensor, "C H W"],
+    places: Float[Tensor, "*N 2"],
+    height: int,
+    width: int,
+    padding: str = "border",
+) -> Float[Tensor, "*N C"]:
+    """Bilinear samples, at places in pixels, of planes that cover a picture of height x width.
+
+    The center of the picture's pixel (i, j) is at (j + 0.5, i + 0.5), whatever the planes' size.
+    """
+    scale = places.new_tensor([2 / width, 2 / height])
+    grid = (places * scale - 1).reshape(1, 1, -1, 2)
+    values = F.grid_sample(planes[None], grid, padding_mode=padding, align_corners=False)
+    return values[0, :, 0].T.reshape(*places.shape[:-1], len(planes))
+
+
+def sample_patches(
+    image: Float[Tensor, "C H W"],
+    centers: Float[Tensor, "T 2"],
+    frames: Float[Tensor, "T 3"],
+    grid: Float[Tensor, "G 2"],
+) -> Float[Tensor, "T G C"]:
+    """The picture at centers + L g for every place g of the grid, bilinear; not differentiable.
+
+    Frames are (l11, l21, l22) of L, pixels. The same as `sample_patches_reference`.
+    """
+    return torch.ops.instantgi.sample_patches(image, centers, frames, grid)
+
+
+def sample_patches_reference(
+    image: Tensor, centers: Tensor, frames: Tensor, grid: Tensor
+) -> Tensor:
+    """The definition of `sample_patches`, by `sample`."""
+    l11, l21, l22 = frames[:, None].unbind(2)  # [T, 1]
+    gx, gy = grid.unbind(1)
+    places = torch.stack([l11 * gx, l21 * gx + l22 * gy], 2) + centers[:, None]
+    return sample(image, places, *image.shape[1:])
+
+
+torch.library.define(
+    "instantgi::sample_patches",
+    "(Tensor image, Tensor centers, Tensor frames, Tensor grid) -> Tensor",
+)
+
+
+@torch.library.impl("instantgi::sample_patches", "cpu")
+def _(image, centers, frames, grid):
+    values = image.new_empty(len(centers), len(grid), len(image))
+    tensors = [part.detach().float().contiguous() for part in (image, centers, frames, grid)]
+    call_cpu("sample_patches", *image.shape, len(centers), len(grid), *tensors, values)
+    return values
+
+
+@torch.library.register_fake("instantgi::sample_patches")
+def _(image, centers, frames, grid):
+    return image.new_empty(centers.shape[0], grid.shape[0], image.shape[0])
+
+
+def _mlp(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
+    """Two hidden layers, ReLU."""
+    return nn.Sequential(
+        *(nn.Linear(inputs, hidden), nn.ReLU()),
+        *(nn.Linear(hidden, hidden), nn.ReLU()),
+        nn.Linear(hidden, outputs),
+    )
+
+
+class PublishedFields(nn.Module):
+    """The fields of Instant-GI (2025, section 3.3), with named choices where we know better.
+
+    A triangle's features are its ellipse (4), its shape (6), the picture at its corners and center
+    (12), and the encoder's features there, reduced to 64. The BC field makes barycentric
+    coordinates of the mean from these 86; the Σ field factors of the ellipse's semi-axes and a turn
+    of it from these and the means of the triangle and of its neighbors (94); the opacity field,
+    from the same, the share of the picture's color at the mean.
+
+    Args:
+        channels: of the encoder's features.
+        padding: "zeros" beyond the picture as published, or "border".
+        rotation: "logit" as published, sigmoid(logit(θ / 2π) + tanh o), which cannot turn an
+            ellipse that lies flat; or "angle", θ + π/2 tanh o.
+        triangle: "normalized" as published, corners in listed order in coordinates that reach from
+            −1 to 1, over √area; or "pixels", from the corner opposite the longest edge on.
+        centers: "corner" as published: the picture is sampled with pixel centers at j + 0.5 and
+            drawn with pixel centers at j; or "shared": both at j + 0.5.
+        color: "opacity" as published, or "field": RGB directly, the ablation of table 3.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        padding: str = "zeros",
+        rotation: str = "logit",
+        triangle: str = "normalized",
+        centers: str = "corner",
+        color: str = "opacity",
+    ):
+        super().__init__()
+        choices = {
+            "padding": (padding, ("zeros", "border")),
+            "rotation": (rotation, ("logit", "angle")),
+            "triangle": (triangle, ("normalized", "pixels")),
+            "centers": (centers, ("corner", "shared")),
+            "color": (color, ("opacity", "field")),
+        }
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise ValueError(f'{name} must be one of {", ".join(known)}, got "{value}"')
+        self.padding, self.rotation, self.triangle = padding, rotation, triangle
+        self.centers, self.color = centers, color
+        gathered = 4 * channels
+        self.reduction = nn.Sequential(
+            *(nn.Linear(gathered, gathered), nn.ReLU()),
+            *(nn.Linear(gathered, 2 * channels), nn.ReLU()),
+            *(nn.Linear(2 * channels, channels), nn.LayerNorm(channels)),
+        )
+        features = 4 + 6 + 12 + channels
+        self.barycentric = _mlp(features, 3, features)
+        self.shape = _mlp(features + 8, 3, features + 8)
+        self.opacity = _mlp(features + 8, 1 if color == "opacity" else 3, features + 8)
+
+    def forward(
+        self, features: Float[Tensor, "F h w"], image: Float[Tensor, "C H W"], mesh: Mesh
+    ) -> Attributes:
+        height, width = image.shape[1:]
+        half_size = image.new_tensor([width / 2, height / 2])
+        corners = mesh.points[mesh.triangles]  # [T, 3, 2]
+        ellipses = fit_published_ellipses(mesh.points, mesh.triangles)
+        centers = (ellipses.centers / half_size - 1).clamp(-0.99999, 0.99999)
+        turns = (ellipses.angles / (2 * math.pi)).clamp(1e-5, 0.99999)
+        places = torch.cat([corners, ((centers + 1) * half_size)[:, None]], 1)  # [T, 4, 2]
+        rgb = three_channels(image)
+        colors = sample(rgb, places, height, width, self.padding).flatten(1)
+        gathered = sample(features, places, height, width, self.padding).flatten(1)
+        minor, major = ellipses.semi_axes.unbind(1)
+        known = [
+            centers,
+            (minor / (major + 1e-4))[:, None],
+            turns[:, None],
+            self._triangle_features(corners, half_size),
+            colors,
+            self.reduction(gathered),
+        ]
+        known = torch.cat(known, 1)
+        weights = self.barycentric(known).softmax(1)  # [T, 3]
+        limit = 1 - 1e-6
+        normalized = ((weights[:, :, None] * (corners / half_size - 1)).sum(1)).clamp(-limit, limit)
+        around = normalized.detach()[mesh.neighbors].flatten(1)  # [T, 6]
+        known = torch.cat([normalized.detach(), around, known], 1)
+        means = (normalized + 1) * half_size
+        factors, turn = self.shape(known).split([2, 1], 1)
+        scales = scale_factor(factors) * ellipses.semi_axes
+        rotations = self._rotations(turns, turn[:, 0])
+        said = self.opacity(known)
+        if self.color == "opacity":
+            at_mean = sample(image, means.detach(), height, width, self.padding)
+            drawn = said.sigmoid() * at_mean
+        else:
+            drawn = said
+        if self.centers == "corner":
+            means = means + 0.5
+        cholesky = cholesky_from_scales_rotations(scales.clamp_min(1e-3), rotations)
+        return Attributes(means, cholesky, drawn, scales)
+
+    def _triangle_features(self, corners: Tensor, half_size: Tensor) -> Tensor:
+        if self.triangle == "pixels":
+            corners = canonical_corners(corners)
+        else:
+            corners = corners / half_size
+        a, b, c = corners.unbind(1)
+        doubled_area = ((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]).abs()
+        least = 1e-12 if self.triangle == "normalized" else 0.1
+        root = (doubled_area / 2).clamp_min(least).sqrt()
+        return ((corners - corners.mean(1, keepdim=True)) / root[:, None, None]).flatten(1)
+
+    def _rotations(self, turns: Tensor, said: Tensor) -> Tensor:
+        if self.rotation == "logit":
+            return 2 * math.pi * (turns.logit() + said.tanh()).sigmoid()
+        return 2 * math.pi * turns + math.pi / 2 * said.tanh()
+
+
+def canonical_corners(corners: Float[Tensor, "T 3 2"]) -> Float[Tensor, "T 3 2"]:
+    """The same triangles, each from the corner opposite its longest edge on, in the same sense."""
+    opposite = (corners.roll(-1, 1) - corners.roll(-2, 1)).square().sum(2)  # [T, 3]
+    order = (opposite.argmax(1, keepdim=True) + torch.arange(3, device=corners.device)) % 3
+    return corners.gather(1, order[:, :, None].expand(-1, -1, 2))
+
+
+def scale_factor(said: Tensor) -> Tensor:
+    """f_s: any number to (0, 3), 0 to ½ (the released code; the paper has no line in the middle).
+
+    With x = 50 tanh(o / 50): ½ e^{x/2} below 0; ½ + x/4 up to 2; then 3 − ½ log(1 + e^{5 − x/2}).
+    """
+    x = 50 * (0.02 * said).tanh()
+    low = 0.5 * (x.clamp(max=0) / 2).exp()
+    high = 3 - 0.5 * F.softplus(5 - x.clamp(min=2) / 2)
+    return torch.where(x < 0, low, torch.where(x < 2, x / 4 + 0.5, high))
+
+
+class FittedEllipses(nn.Module):
+    """No field at all: the ellipse with half its semi-axes, the picture's color at its center.
+
+    The ablation "fitted ellipse directly" (Instant-GI, 2025, table 3).
+    """
+
+    def forward(
+        self, features: Float[Tensor, "F h w"], image: Float[Tensor, "C H W"], mesh: Mesh
+    ) -> Attributes:
+        ellipses = fit_published_ellipses(mesh.points, mesh.triangles)
+        scales = ellipses.semi_axes.clamp_min(1e-3) / 2
+        cholesky = cholesky_from_scales_rotations(scales, ellipses.angles)
+        colors = sample(image, ellipses.centers, *image.shape[1:])
+        return Attributes(ellipses.centers, cholesky, colors, scales)
+
+
+class LocalFields(nn.Module):
+    """Our fields: every triangle in its own frame, in which all triangles are alike.
+
+    With L the Cholesky factor of the triangle's covariance (plus 0.05 px² I), places are z = L⁻¹ (p
+    − center): the corners lie about 2.8 from the origin. The picture is sampled on a grid of `grid`
+    x `grid` places up to |z| = `reach`, less its mean and over its deviation, so that brightness
+    and contrast do not matter. With these go the corners and the neighbors' centers, in the order
+    of their angle, the triangle's size and aspect, and the encoder's features at corners and
+    center. One MLP reads this; a second reads its result and that of the three neighbors, so that
+    neighbors can agree on who covers what.
+
+    What comes out is local too: the mean is center + L u, |u| < 2.5; the Cholesky factor is L
+    [[eᵃ, 0], [b, eᶜ]] with a, c within ln 2 ± 1.5; the color is a weighted sum of nine samples
+    around the triangle, so that any number of channels will do.
+
+    Args:
+        channels: of the encoder's features; 0 for none.
+        hidden: units of each hidden layer.
+        grid, reach: see above.
+    """
+
+    def __init__(self, channels: int, hidden: int = 128, grid: int = 8, reach: float = 6.0):
+        super().__init__()
+        if grid % 4:
+            raise ValueError(f"grid must be a multiple of 4, got {grid}")
+        side = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * reach
+        self.register_buffer("grid", torch.cartesian_prod(side, side).flip(1), persistent=False)
+        self.side, self.channels = grid, channels
+        known = 3 * grid * grid + 6 + 6 + 3 + 4 + 4 * channels
+        self.alone = nn.Sequential(
+            *(nn.Linear(known, hidden), nn.GELU()), *(nn.Linear(hidden, hidden), nn.GELU())
+        )
+        self.message = nn.Linear(hidden, hidden // 4)
+        self.together = nn.Sequential(
+            *(nn.Linear(hidden + 3 * (hidden // 4), hidden), nn.GELU()),
+            *(nn.Linear(hidden, hidden), nn.GELU()),
+        )
+        self.out = nn.Linear(hidden, 5 + 9)
+        nn.init.normal_(self.out.weight, std=1e-3)
+        nn.init.zeros_(self.out.bias)
+        with torch.no_grad():
+            self.out.bias[5 + 4] = 0.5  # the color at the center; about two Gaussians overlap
+
+    def forward(
+        self, features: Float[Tensor, "F h w"] | None, image: Float[Tensor, "C H W"], mesh: Mesh
+    ) -> Attributes:
+        num = len(mesh.triangles)
+        if torch.is_grad_enabled() or num <= CHUNK:
+            known, patches, frames = self.features(features, image, mesh, slice(None))
+            alone = self.alone(known)
+            messages = self.message(alone)
+            return self._attributes(alone, messages[mesh.neighbors], patches, frames, mesh.centers)
+        # So that memory stays bounded, what a triangle knows alone is worked out twice.
+        chunks = [slice(first, first + CHUNK) for first in range(0, num, CHUNK)]
+        messages = torch.cat(
+            [
+                self.message(self.alone(self.features(features, image, mesh, chunk)[0]))
+                for chunk in chunks
+            ]
+        )
+        parts = []
+        for chunk in chunks:
+            known, patches, frames = self.features(features, image, mesh, chunk)
+            around = messages[mesh.neighbors[chunk]]
+            centers = mesh.centers[chunk]
+            parts.append(self._attributes(self.alone(known), around, patches, frames, centers))
+        return Attributes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+
+    def _attributes(
+        self, alone: Tensor, messages: Tensor, patches: Tensor, frames: Tensor, centers: Tensor
+    ) -> Attributes:
+        together = self.together(torch.cat([alone, messages.flatten(1)], 1))
+        said = self.out(alone + together)
+        l11, l21, l22 = frames.unbind(1)
+        u = 2.5 * (said[:, :2] / 2.5).tanh()
+        a, c = (math.log(2) + 1.5 * (said[:, [2, 4]] / 1.5).tanh()).exp().unbind(1)
+        b = 2 * said[:, 3]
+        shift = torch.stack([l11 * u[:, 0], l21 * u[:, 0] + l22 * u[:, 1]], 1)
+        cholesky = torch.stack([l11 * a, l21 * a + l22 * b, l22 * c], 1)
+        colors = torch.einsum("tkc,tk->tc", patches, said[:, 5:])
+        # the smaller of these two is at most √2 times the smaller deviation: enough for a penalty
+        scales = torch.stack([cholesky[:, 0], cholesky[:, 2]], 1)
+        return Attributes(centers + shift, cholesky, colors, scales)
+
+    def features(
+        self, features: Tensor | None, image: Tensor, mesh: Mesh, chosen: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the chosen triangles: what the MLPs read [T, F], nine colors around each [T, 9, C],
+        frames L [T, 3]."""
+        centers, triangles = mesh.centers[chosen], mesh.triangles[chosen]
+        covariances = mesh.covariances[chosen]
+        frames = cholesky_from_covariances(covariances + covariances.new_tensor([0.05, 0.0, 0.05]))
+        l11, l21, l22 = frames[:, None].unbind(2)  # [T, 1]
+        values = sample_patches(image, centers, frames, self.grid)  # [T, G, C]
+        rgb = values if values.shape[2] == 3 else three_channels(values.movedim(2, 0)).movedim(0, 2)
+        mean = rgb.mean(1)
+        contrast = rgb - mean[:, None]
+        deviation = contrast.square().mean((1, 2)).sqrt()[:, None] + 0.01  # [T, 1]
+        corners = mesh.points[triangles]
+        around = torch.cat([corners, mesh.centers[mesh.neighbors[chosen]]], 1) - centers[:, None]
+        x = around[..., 0] / l11
+        z = torch.stack([x, (around[..., 1] - l21 * x) / l22], 2).clamp(-8, 8)
+        # from the corner of least angle on; a neighbor goes with the corner opposite it
+        order = torch.atan2(z[:, :3, 1], z[:, :3, 0]).argmin(1, keepdim=True)
+        order = (order + torch.arange(3, device=order.device)) % 3
+        z = z.gather(1, torch.cat([order, order + 3], 1)[:, :, None].expand(-1, -1, 2))
+        known = [
+            (contrast / deviation[:, None]).flatten(1),
+            z.flatten(1) / 3,
+            (l11 * l22).log() / 2,
+            (l11 / l22).log(),
+            (l21 / l22).clamp(-4, 4),
+            deviation.log() / 2 + 1,
+            mean - 0.5,
+        ]
+        if features is not None and self.channels:
+            where = torch.cat([corners, centers[:, None]], 1)
+            # features of half the size cover an odd picture and the pixel after it
+            stride = -(-image.shape[1] // features.shape[1])
+            covered = stride * features.shape[1], stride * features.shape[2]
+            known.append(sample(features, where, *covered).flatten(1))
+        rim = self.side // 4
+        inner = values.unflatten(1, (self.side, self.side))[:, rim:-rim, rim:-rim]
+        return torch.cat(known, 1), _three_by_three(inner), frames
+
+
+def _three_by_three(values: Float[Tensor, "T s s C"]) -> Float[Tensor, "T 9 C"]:
+    """Corners, middles of the sides and center of each small picture, the last two blurred."""
+    first, last = values[:, :1], values[:, -1:]
+    middle = values[:, 1:-1].mean(1, keepdim=True)
+    rows = torch.cat([first, middle, last], 1)  # [T, 3, s, C]
+    middle = rows[:, :, 1:-1].mean(2, keepdim=True)
+    return torch.cat([rows[:, :, :1], middle, rows[:, :, -1:]], 2).flatten(1, 2)
+
+
+def three_channels(image: Float[Tensor, "C ..."]) -> Float[Tensor, "3 ..."]:
+    """What the networks look at: gray becomes three equal channels, opacity is left out."""
+    if len(image) in (1, 2):
+        return image[:1].expand(3, *image.shape[1:])
+    return image[:3]

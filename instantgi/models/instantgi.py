@@ -1,0 +1,226 @@
+"""`InstantGI`: picture → position map → points → triangles → ellipses → features → Gaussians."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from instantgi.fit.start import thin_out
+from instantgi.gaussians import Gaussians
+from instantgi.models.fields import (
+    Attributes,
+    FittedEllipses,
+    LocalFields,
+    PublishedFields,
+    three_channels,
+)
+from instantgi.models.unet import ConvNeXtUNet
+from instantgi.points import Mesh, make_mesh
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+TILE, HALO = 1024, 128  # pixels; larger pictures are encoded in tiles that see so far beyond
+SIZES = {
+    "base": {},  # as published
+    "small": {
+        "width": 32,
+        "dims": (48, 96, 192, 384),
+        "depths": (2, 2, 4, 2),
+        "norm": "layer",
+        "stride": 2,
+        "fields": "local",
+        "hidden": 192,
+    },
+    "tiny": {
+        "width": 16,
+        "dims": (32, 64, 96, 128),
+        "depths": (1, 1, 2, 1),
+        "norm": "layer",
+        "stride": 2,
+        "fields": "local",
+        "hidden": 128,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """All that the network makes of one picture; differentiable but for the mesh."""
+
+    position_map: Float[Tensor, "H W"]
+    mesh: Mesh
+    attributes: Attributes
+
+    def gaussians(self) -> Gaussians:
+        return Gaussians(*self.attributes[:3])
+
+
+class InstantGI(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="instantgi",
+    tags=["2d-gaussians", "image-representation"],
+    license="apache-2.0",
+):
+    """Gaussians of a picture in one pass (Instant-GI, ICCV 2025), and our smaller networks.
+
+    The defaults are the published network, 99,954,238 parameters. See `ConvNeXtUNet` for `width`,
+    `dims`, `depths`, `norm` and `stride`, `PublishedFields` and `LocalFields` for the fields.
+
+    Args:
+        fields: "published", "local" (ours), or "ellipse": none, the fitted ellipses as they are.
+        padding, rotation, triangle, centers, color: choices of the published fields.
+        hidden, grid, reach: sizes of the local fields.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        dims: Sequence[int] = (128, 256, 512, 1024),
+        depths: Sequence[int] = (3, 3, 27, 3),
+        norm: str = "batch",
+        stride: int = 1,
+        fields: str = "published",
+        padding: str = "zeros",
+        rotation: str = "logit",
+        triangle: str = "normalized",
+        centers: str = "corner",
+        color: str = "opacity",
+        hidden: int = 128,
+        grid: int = 8,
+        reach: float = 6.0,
+    ):
+        super().__init__()
+        self.unet = ConvNeXtUNet(width, dims, depths, norm, stride)
+        self.position_field = nn.Sequential(
+            *(nn.Linear(width, width), nn.ReLU()),
+            *(nn.Linear(width, width), nn.ReLU()),
+            nn.Linear(width, 1),
+        )
+        if fields == "published":
+            self.fields = PublishedFields(width, padding, rotation, triangle, centers, color)
+        elif fields == "local":
+            self.fields = LocalFields(width, hidden, grid, reach)
+        elif fields == "ellipse":
+            self.fields = FittedEllipses()
+        else:
+            raise ValueError(f'fields must be published, local or ellipse, got "{fields}"')
+
+    @classmethod
+    def of_size(cls, size: str) -> "InstantGI":
+        """An untrained network: "base" as published, or our "small" and "tiny"."""
+        if size not in SIZES:
+            raise ValueError(f'size must be one of {", ".join(SIZES)}, got "{size}"')
+        return cls(**SIZES[size])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options) -> "InstantGI":
+        """A trained network, ready to use: the name of one that ships ("tiny"), a folder written by
+        `save_pretrained`, or "organisation/name" on the Hugging Face Hub.
+
+        Raises:
+            OSError: if there is no such network; says which ship.
+        """
+        name = str(pretrained_model_name_or_path)
+        known = shipped()
+        if name in known:
+            return super().from_pretrained(WEIGHTS / name, **options).eval()
+        if "/" not in name and not Path(name).is_dir():
+            raise OSError(
+                f'there is no network "{name}": {", ".join(known) or "none"} come with this '
+                'version; give a folder, or "organisation/name" for one on the Hugging Face Hub'
+            )
+        return super().from_pretrained(name, **options).eval()
+
+    def forward(
+        self,
+        image: Float[Tensor, "C H W"],
+        *,
+        num_gaussians: int | None = None,
+        patch_size: int = 3,
+    ) -> Gaussians:
+        """Gaussians of a picture in [0, 1] of any number of channels.
+
+        Args:
+            image: gray pictures are seen as three equal channels, opacity is not looked at.
+            num_gaussians: an upper limit that is nearly reached; None leaves the number to the
+                position map: more for pictures that need more.
+            patch_size: side of a dithering cell; the number goes with its square.
+        """
+        prediction = self.predict(image[None], num_gaussians, patch_size)[0]
+        gaussians = prediction.gaussians()
+        return gaussians if num_gaussians is None else thin_out(gaussians, num_gaussians)
+
+    def predict(
+        self,
+        images: Float[Tensor, "B C H W"],
+        num_gaussians: int | Sequence[int | None] | None = None,
+        patch_size: int = 3,
+    ) -> list[Prediction]:
+        """What the network makes of each picture of a batch; every one has a mesh of its own.
+
+        Args:
+            num_gaussians: one number for all, or one for each.
+        """
+        counts = (
+            list(num_gaussians)
+            if isinstance(num_gaussians, Sequence)
+            else [num_gaussians] * len(images)
+        )
+        features, maps = self.encode(images)
+        predictions = []
+        for image, planes, position_map, count in zip(images, features, maps, counts, strict=True):
+            mesh = make_mesh(position_map.detach().float().cpu(), patch_size, count)
+            mesh = Mesh(*(part.to(image.device) for part in mesh))
+            attributes = self.fields(planes, image, mesh)
+            predictions.append(Prediction(position_map, mesh, attributes))
+        return predictions
+
+    def encode(
+        self, images: Float[Tensor, "B C H W"]
+    ) -> tuple[Float[Tensor, "B F h w"], Float[Tensor, "B H W"]]:
+        """Features at 1 / stride of the size, and position maps in (0, 1) of the pictures' size.
+
+        Without gradients, pictures above 1024x1024 are encoded in tiles that overlap by 128 pixels,
+        so that memory stays bounded.
+        """
+        height, width = images.shape[2:]
+        looked_at = torch.stack([three_channels(image) for image in images])
+        if not torch.is_grad_enabled() and height * width > TILE * TILE:
+            features = self._encode_tiles(looked_at)
+        else:
+            features = self.unet(looked_at)
+        logits = self.position_field(features.movedim(1, -1)).movedim(-1, 1)
+        if (stride := self.unet.stride) > 1:
+            logits = F.interpolate(logits, scale_factor=stride, mode="bilinear")
+        return features, logits[:, 0, :height, :width].sigmoid()
+
+    def _encode_tiles(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        stride = self.unet.stride
+        channels = self.unet.output.out_channels
+        size = (len(images), channels, -(-height // stride), -(-width // stride))
+        features = images.new_empty(size)
+        for y in range(0, height, TILE):
+            for x in range(0, width, TILE):
+                top, left = max(0, y - HALO), max(0, x - HALO)
+                tile = images[:, :, top : y + TILE + HALO, left : x + TILE + HALO]
+                made = self.unet(tile)
+                rows = slice(y // stride, -(-min(y + TILE, height) // stride))
+                cols = slice(x // stride, -(-min(x + TILE, width) // stride))
+                dy, dx = rows.start - top // stride, cols.start - left // stride
+                part = made[
+                    :, :, dy : dy + rows.stop - rows.start, dx : dx + cols.stop - cols.start
+                ]
+                features[:, :, rows, cols] = part
+        return features
+
+
+def shipped() -> list[str]:
+    """Names of the networks that come with the package."""
+    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))

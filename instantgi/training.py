@@ -1,0 +1,243 @@
+"""The network in training: Lightning module and callbacks, alone in importing Lightning."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from instantgi.fit import LocalAdam, solve_colors
+from instantgi.gaussians import Gaussians
+from instantgi.images import to_8bit
+from instantgi.losses import (
+    decibel_loss,
+    focal_map_loss,
+    geometry_distance,
+    scale_penalty,
+    weighted_picture_loss,
+)
+from instantgi.metrics import psnr
+from instantgi.models import InstantGI, Prediction
+from instantgi.models.instantgi import SIZES
+from instantgi.models.unet import load_imagenet
+from instantgi.render import rasterize
+from instantgi.render.ops import mean_squared_error, to_blocks
+
+OBJECTIVES = ("published", "refined")
+
+
+class TrainInstantGI(lightning.LightningModule):
+    """Trains `InstantGI` on crops with the position maps of `data.prepare`.
+
+    The objective "published" is that of Instant-GI (2025, section 3.4): the focal loss of the map,
+    the weighted picture loss of the network's own picture, the penalty on small scales.
+
+    The objective "refined" is ours. The network's Gaussians get their colors by the closed-form
+    solve and then `refine_steps` steps of the recipe "instantgi"; what comes out of that is what
+    the network should have said (`geometry_distance`). To this comes, times `solved_share`, −PSNR
+    with the solved colors, whose gradient needs no derivative of the solve since colors are at
+    their optimum; −PSNR with the network's own colors, which trains those; and the map's loss.
+
+    Args:
+        size: "base", "small" or "tiny", see `instantgi.models`.
+        options: arguments of `InstantGI` that differ from that size's.
+        objective: "published" or "refined".
+        learning_rate, least_learning_rate: of Adam, falling along a cosine over all steps.
+        density: smallest and largest number of Gaussians per pixel, drawn for every picture anew;
+            None leaves the number to the map.
+        patch_size: of dithering.
+        refine_steps, solve_iterations, solved_share: of the objective "refined".
+        imagenet: timm's name of the ConvNeXt whose weights the stages start from.
+        checked_steps: of fine-tuning, after which validation looks at the PSNR.
+    """
+
+    def __init__(
+        self,
+        size: str = "tiny",
+        options: dict[str, Any] | None = None,
+        objective: str = "refined",
+        learning_rate: float = 1e-3,
+        least_learning_rate: float = 1e-5,
+        density: tuple[float, float] | None = (0.06, 0.16),
+        patch_size: int = 3,
+        refine_steps: int = 20,
+        solve_iterations: int = 8,
+        solved_share: float = 0.02,
+        imagenet: str | None = None,
+        checked_steps: int = 20,
+    ):
+        super().__init__()
+        if objective not in OBJECTIVES:
+            raise ValueError(f'objective must be one of {", ".join(OBJECTIVES)}, got "{objective}"')
+        if size not in SIZES:
+            raise ValueError(f'size must be one of {", ".join(SIZES)}, got "{size}"')
+        self.save_hyperparameters()
+        self.network = InstantGI(**(SIZES[size] | (options or {})))
+        if imagenet is not None:
+            load_imagenet(self.network.unet, imagenet)
+        self.objective, self.density, self.patch_size = objective, density, patch_size
+        self.rates = (learning_rate, least_learning_rate)
+        self.refine_steps, self.solve_iterations = refine_steps, solve_iterations
+        self.solved_share, self.checked_steps = solved_share, checked_steps
+
+    def configure_optimizers(self) -> Any:
+        first, last = self.rates
+        optimizer = torch.optim.Adam(self.parameters(), lr=first)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=last)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        images, counts = batch["image"], None
+        if self.density is not None:
+            low, high = self.density
+            # the data module draws this number, so that a resumed run draws it again
+            shares = low + (high - low) * batch["uniform"]
+            counts = [int(share * images[0, 0].numel()) for share in shares.tolist()]
+        predictions = self.network.predict(images, counts, self.patch_size)
+        losses = [
+            self._losses(prediction, image, target)
+            for prediction, image, target in zip(
+                predictions, images, self._maps(batch, predictions), strict=True
+            )
+        ]
+        means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
+        total = sum(means.values(), torch.zeros((), device=self.device))
+        named = {f"train/{name}": value.detach() for name, value in means.items()}
+        self.log_dict(named | {"train/loss": total.detach()}, batch_size=len(images))
+        return total
+
+    def _maps(self, batch: dict[str, Any], predictions: list[Prediction]) -> Any:
+        if "position_map" not in batch:
+            raise ValueError(
+                "training needs position maps beside the pictures: make them with "
+                "`python train.py predict --config configs/prepare.yaml` and give their folder"
+            )
+        return batch["position_map"]
+
+    def _losses(self, prediction: Prediction, image: Tensor, target: Tensor) -> dict[str, Tensor]:
+        losses = {"map": focal_map_loss(prediction.position_map, target)}
+        if self.objective == "published":
+            attributes = prediction.attributes
+            drawn = rasterize(prediction.gaussians(), *image.shape[1:])
+            losses["picture"] = weighted_picture_loss(drawn, image, prediction.position_map)
+            losses["scales"] = scale_penalty(attributes.scales)
+            return losses
+        return losses | self._refined_losses(prediction, image)
+
+    def _refined_losses(self, prediction: Prediction, image: Tensor) -> dict[str, Tensor]:
+        gaussians = prediction.gaussians()
+        means, cholesky, colors = gaussians.means, gaussians.cholesky, gaussians.colors
+        solved = solve_colors(gaussians.detach(), image, self.solve_iterations)
+        size = image.shape[1:]
+        fitter = LocalAdam(relocations=())
+        fitter.start(image, solved, len(means), 0)
+        for step in range(self.refine_steps):
+            fitter.step(step / self.refine_steps)
+        blocks = to_blocks(image)
+        own = mean_squared_error(means.detach(), cholesky.detach(), colors, blocks, *size, False)
+        best = mean_squared_error(means, cholesky, solved.colors, blocks, *size, False)
+        return {
+            "geometry": geometry_distance(means, cholesky, fitter.gaussians()),
+            "solved": self.solved_share * decibel_loss(best),
+            "colors": self.solved_share * decibel_loss(own),
+        }
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        self._check(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        self._check(batch, "test")
+
+    def _check(self, batch: dict[str, Any], stage: str) -> None:
+        """PSNR of the network alone, with solved colors, and after a few steps; whole pictures."""
+        for image in batch["image"]:
+            size = image.shape[1:]
+            count = int(0.11 * image[0].numel()) if self.density is not None else None
+            began = self.network(image, num_gaussians=count, patch_size=self.patch_size)
+            solved = solve_colors(began, image, 10)
+            fitter = LocalAdam(relocations=())
+            fitter.start(image, solved, len(solved), 0)
+            for step in range(self.checked_steps):
+                fitter.step(step / self.checked_steps)
+            scores = {
+                "psnr": psnr(rasterize(began, *size), image),
+                "psnr_solved": psnr(rasterize(solved, *size), image),
+                f"psnr_{self.checked_steps}": psnr(rasterize(fitter.gaussians(), *size), image),
+                "num_gaussians": float(len(began)),
+            }
+            named = {f"{stage}/{name}": value for name, value in scores.items()}
+            self.log_dict(named, batch_size=1, on_epoch=True, on_step=False, sync_dist=True)
+
+
+class SavePretrained(Callback):
+    """Writes the network to `<log folder>/pretrained`, as `InstantGI.from_pretrained` reads it.
+
+    At every validation that is the best so far by `monitor`, and the weights are those that were
+    validated: averaged ones, if averaging is on.
+    """
+
+    def __init__(self, monitor: str = "val/psnr_solved"):
+        self.monitor, self.best = monitor, float("-inf")
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None or float(value) <= self.best:
+            return
+        self.best = float(value)
+        if trainer.is_global_zero:
+            module.network.save_pretrained(Path(trainer.log_dir or ".") / "pretrained")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+
+class LogPictures(Callback):
+    """Sends a sheet per validation picture to the logger: picture, map, points, drawing, error.
+
+    Works with Weights & Biases (offline too) and with TensorBoard; other loggers are left alone.
+    """
+
+    def __init__(self, count: int = 4):
+        self.count = count
+
+    def on_validation_batch_end(
+        self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if trainer.sanity_checking or batch_idx >= self.count or not trainer.is_global_zero:
+            return
+        sheet = draw_sheet(module.network, batch["image"][0], module.patch_size)
+        for logger in trainer.loggers:
+            name, step = f"val/picture_{batch_idx}", trainer.global_step
+            if hasattr(logger, "log_image"):
+                logger.log_image(name, [to_8bit(sheet).movedim(0, 2).cpu().numpy()], step=step)
+            elif hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image(name, sheet, step)
+
+
+@torch.no_grad()
+def draw_sheet(network: InstantGI, image: Tensor, patch_size: int = 3) -> Tensor:
+    """[3, H, 5 W]: picture, position map, points, the network's drawing, four times its error."""
+    prediction = network.predict(image[None], patch_size=patch_size)[0]
+    height, width = image.shape[1:]
+    points = torch.zeros(height, width)
+    columns, rows = prediction.mesh.points.cpu().long().unbind(1)
+    points[rows.clamp(max=height - 1), columns.clamp(max=width - 1)] = 1
+    points = F.max_pool2d(points[None], 2, 1, 1)[0, :height, :width]
+    drawn = rasterize(prediction.gaussians(), height, width).clamp(0, 1)
+    error = (4 * (drawn - image).abs()).clamp(0, 1)
+    gray = (prediction.position_map, points.to(image))
+    planes = [image, *(plane.expand(3, -1, -1) for plane in gray), drawn, error]
+    return torch.cat(planes, 2).cpu()
+
+
+__all__ = ["Gaussians", "LogPictures", "SavePretrained", "TrainInstantGI", "draw_sheet"]

@@ -1,0 +1,20 @@
+"""Trains, validates, tests, and prepares targets (`predict`); see `python train.py --help`.
+
+LightningCLI over `instantgi.training` and `data`; one YAML of `configs/` is one run.
+"""
+
+import warnings
+
+from lightning.pytorch.cli import LightningCLI
+
+import instantgi.training  # noqa: F401
+
+
+def main(arguments: list[str] | None = None) -> None:
+    # said of every data loader; on two cores the training process reads fast enough itself
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    LightningCLI(args=arguments, save_config_kwargs={"overwrite": True})
+
+
+if __name__ == "__main__":
+    main()
