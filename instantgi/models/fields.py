@@ -313,14 +313,14 @@ class LocalFields(nn.Module):
         self, alone: Tensor, messages: Tensor, patches: Tensor, frames: Tensor, centers: Tensor
     ) -> Attributes:
         together = self.together(torch.cat([alone, messages.flatten(1)], 1))
-        said = self.out(alone + together)
+        said = self.out(alone + together).float()  # from here on no half precision
         l11, l21, l22 = frames.unbind(1)
         u = 2.5 * (said[:, :2] / 2.5).tanh()
         a, c = (math.log(2) + 1.5 * (said[:, [2, 4]] / 1.5).tanh()).exp().unbind(1)
         b = 2 * said[:, 3]
         shift = torch.stack([l11 * u[:, 0], l21 * u[:, 0] + l22 * u[:, 1]], 1)
         cholesky = torch.stack([l11 * a, l21 * a + l22 * b, l22 * c], 1)
-        colors = torch.einsum("tkc,tk->tc", patches, said[:, 5:])
+        colors = (patches * said[:, 5:, None]).sum(1)
         # the smaller of these two is at most √2 times the smaller deviation: enough for a penalty
         scales = torch.stack([cholesky[:, 0], cholesky[:, 2]], 1)
         return Attributes(centers + shift, cholesky, colors, scales)

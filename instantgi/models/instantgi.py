@@ -195,10 +195,10 @@ class InstantGI(
             features = self._encode_tiles(looked_at)
         else:
             features = self.unet(looked_at)
-        logits = self.position_field(features.movedim(1, -1)).movedim(-1, 1)
+        logits = self.position_field(features.movedim(1, -1)).movedim(-1, 1).float()
         if (stride := self.unet.stride) > 1:
             logits = F.interpolate(logits, scale_factor=stride, mode="bilinear")
-        return features, logits[:, 0, :height, :width].sigmoid()
+        return features.float(), logits[:, 0, :height, :width].sigmoid()
 
     def _encode_tiles(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
