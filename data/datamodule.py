@@ -150,9 +150,10 @@ class Crops(Dataset):
     So a run that goes on at step n sees what it would have seen. Flips and quarter turns as well.
     """
 
-    def __init__(self, items: Sequence[Item], crop: int, seed: int):
+    def __init__(self, items: Sequence[Item], crop: int | None, seed: int):
+        least = crop or 1
         self.items = [
-            item for item in items if min(item.record["height"], item.record["width"]) >= crop
+            item for item in items if min(item.record["height"], item.record["width"]) >= least
         ]
         if not self.items:
             raise ValueError(f"no picture has {crop}x{crop} pixels; choose a smaller crop")
@@ -166,10 +167,10 @@ class Crops(Dataset):
         number = rng.choices(range(len(self.items)), self.weights)[0]
         picture, position_map = self._read(number)
         height, width = position_map.shape
-        top, left = rng.randint(0, height - self.crop), rng.randint(0, width - self.crop)
-        planes = torch.cat([picture, position_map[None]])[
-            :, top : top + self.crop, left : left + self.crop
-        ]
+        tall, wide = (self.crop, self.crop) if self.crop else (height, width)
+        top, left = rng.randint(0, height - tall), rng.randint(0, width - wide)
+        planes = torch.cat([picture, position_map[None]])
+        planes = planes[:, top : top + tall, left : left + wide]
         planes = torch.rot90(planes, rng.randrange(4), (1, 2))
         if rng.random() < 0.5:
             planes = planes.flip(2)
@@ -227,7 +228,7 @@ class Targets(lightning.LightningDataModule):
 
     Args:
         root: a folder of targets, or several.
-        crop: side of a crop, pixels.
+        crop: side of a crop, pixels; None for whole pictures, one at a time.
         batch_size: crops per step and process.
         steps_per_epoch: batches between two validations; an epoch means nothing else.
         workers: processes that read; 0 reads in the training process.
@@ -241,7 +242,7 @@ class Targets(lightning.LightningDataModule):
     def __init__(
         self,
         root: str | list[str],
-        crop: int = 256,
+        crop: int | None = 256,
         batch_size: int = 4,
         steps_per_epoch: int = 500,
         workers: int = 0,
@@ -252,6 +253,8 @@ class Targets(lightning.LightningDataModule):
         seed: int = 0,
     ):
         super().__init__()
+        if crop is None and batch_size != 1:
+            raise ValueError(f"whole pictures come one at a time: batch_size 1, got {batch_size}")
         self.roots = [root] if isinstance(root, str) else root
         self.crop, self.batch_size, self.steps_per_epoch = crop, batch_size, steps_per_epoch
         self.workers, self.seed, self.largest = workers, seed, largest
@@ -260,19 +263,18 @@ class Targets(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         items = [item for root in self.roots for item in read_items(root)]
-        aside = [item for item in items if self._is_set_aside(item)]
-        self.validation = sorted(aside, key=lambda item: item.record["sha256"]["webp"])
-        kept = [item for item in items if not self._is_set_aside(item)]
-        if not kept or not aside:
-            raise ValueError(
-                f"{len(items)} pictures split into {len(kept)} to train on and {len(aside)} to "
-                "validate on; give more pictures, or another validation_share"
-            )
-        self.items = kept
+        if len(items) < 2:
+            raise ValueError("one picture is not enough: one to train on, one to validate on")
+        items = sorted(items, key=self._draw)
+        aside = sum(self._draw(item) < self.validation_share for item in items)
+        aside = min(max(aside, 1), len(items) - 1)
+        self.validation, self.items = items[:aside], items[aside:]
 
-    def _is_set_aside(self, item: Item) -> bool:
+    @staticmethod
+    def _draw(item: Item) -> float:
+        """A number in [0, 1) that depends on the picture alone."""
         digest = hashlib.sha256(item.record["sha256"]["webp"].encode()).digest()
-        return int.from_bytes(digest[:4], "big") < self.validation_share * 2**32
+        return int.from_bytes(digest[:4], "big") / 2**32
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer

@@ -252,7 +252,15 @@ class PrepareTargets(lightning.LightningModule):
                 self.print(f"left out: {error}")
 
     def on_predict_end(self) -> None:
-        self.trainer.strategy.barrier()
+        failures = self._failures_of_all()
         if self.trainer.is_global_zero:
-            manifest = write_manifest(self.folder, self.failures)
-            print(f"{self.folder}: {manifest['pictures']} pictures, {len(self.failures)} left out")
+            manifest = write_manifest(self.folder, failures)
+            print(f"{self.folder}: {manifest['pictures']} pictures, {len(failures)} left out")
+
+    def _failures_of_all(self) -> list[tuple[str, str]]:
+        """Of every process; none goes on before all are done."""
+        if self.trainer.world_size == 1:
+            return self.failures
+        gathered: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(gathered, self.failures)
+        return [failure for failures in gathered for failure in failures]

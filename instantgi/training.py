@@ -191,8 +191,9 @@ class SavePretrained(Callback):
         if trainer.sanity_checking or value is None or float(value) <= self.best:
             return
         self.best = float(value)
+        folder = trainer.log_dir  # of all processes: asking for it is a broadcast
         if trainer.is_global_zero:
-            module.network.save_pretrained(Path(trainer.log_dir or ".") / "pretrained")
+            module.network.save_pretrained(Path(folder or ".") / "pretrained")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -8,8 +8,6 @@ from PIL import Image
 from scenes import random_gaussians
 from torch.testing import assert_close
 
-pytest.importorskip("lightning")
-
 from data import datamodule
 from data.datamodule import DIV2K, Crops, CropStream, Folder, Kodak, Targets, thin
 from data.images import list_pictures, read_rgb
@@ -219,8 +217,10 @@ def test_pictures_set_aside_are_never_trained_on(targets):
     aside = {item.name for item in module.validation}
     kept = {item.name for item in module.items}
     assert aside and kept and not aside & kept and len(aside | kept) == 6
-    with pytest.raises(ValueError, match="0 to validate on"):
-        Targets(str(targets), validation_share=0.0).setup("fit")
+    for share, number in ((0.0, 1), (1.0, 5)):  # at least one on either side
+        module = Targets(str(targets), validation_share=share)
+        module.setup("fit")
+        assert (len(module.validation), len(module.items)) == (number, 6 - number)
 
 
 def test_workers_give_the_same_crops(targets):

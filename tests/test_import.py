@@ -2,7 +2,10 @@ import subprocess
 import sys
 
 # what has no place in a program that only draws: each costs a second or is large
-FORBIDDEN = "lightning pytorch_lightning scipy torchvision cv2 matplotlib lpips cuda.core hatchling"
+FORBIDDEN = (
+    "lightning pytorch_lightning scipy torchvision timm huggingface_hub cv2 matplotlib lpips "
+    "cuda.core hatchling"
+)
 
 
 def run(code: str) -> str:
@@ -40,5 +43,14 @@ from instantgi.render import rasterize
 before = set(sys.modules)
 rasterize(Gaussians(torch.ones(1, 2), torch.ones(1, 3), torch.ones(1, 3)), 4, 4)
 print(*{"torch._dynamo", "torch._inductor"} & (set(sys.modules) - before))
+"""
+    assert run(code).strip() == ""
+
+
+def test_the_network_is_imported_without_timm_and_lightning():
+    code = """
+import sys
+from instantgi import InstantGI
+print(*{"timm", "torchvision", "lightning", "torch._dynamo"} & set(sys.modules))
 """
     assert run(code).strip() == ""

@@ -1,0 +1,118 @@
+"""Prints what a network's start costs and gives, next to the start from the picture's gradient.
+
+python tests/bench/network.py [IMAGE] [--checkpoint NAME] [--num-gaussians N] [--runs N]
+python tests/bench/network.py --race DIR [--limit K] [-o OUT.json]
+
+The race: PSNR of fits that stop after so many seconds, everything counted from the picture in
+memory on but the loading of the network; every budget is a fit of its own.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.timing import conditions, milliseconds, spread
+
+from instantgi.fit import fit_image, heuristic_start, solve_colors
+from instantgi.gaussians import Gaussians
+from instantgi.images import read_image
+from instantgi.metrics import psnr
+from instantgi.models import InstantGI
+from instantgi.points import make_mesh
+from instantgi.render import rasterize
+
+PICTURE = Path(__file__).parents[2] / "assets" / "kodim23.png"
+BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
+
+
+def stages(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict:
+    """Each arrow from the picture to solved colors, as a function of nothing."""
+    features, maps = network.encode(image[None])
+    mesh = make_mesh(maps[0], 3, num_gaussians)
+    gaussians = Gaussians(*network.fields(features[0], image, mesh)[:3])
+    return {
+        "encoder and position map": lambda: network.encode(image[None]),
+        "points, triangles, ellipses": lambda: make_mesh(maps[0], 3, num_gaussians),
+        "fields": lambda: network.fields(features[0], image, mesh),
+        "colors, 10 iterations": lambda: solve_colors(gaussians, image, 10),
+        "all of it": lambda: solve_colors(network(image, num_gaussians=num_gaussians), image, 10),
+        "heuristic start, 10 iterations": lambda: solve_colors(
+            heuristic_start(image, num_gaussians), image, 10
+        ),
+    }
+
+
+def race(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict[str, list[float]]:
+    """PSNR after each of the budgets, from either start."""
+    starts = {
+        "network": lambda: network(image, num_gaussians=num_gaussians),
+        "heuristic": lambda: heuristic_start(image, num_gaussians),
+    }
+    reached: dict[str, list[float]] = {name: [] for name in starts}
+    for budget in BUDGETS:
+        for name, start in starts.items():
+            began = time.perf_counter()
+            gaussians = solve_colors(start(), image, 10)
+            left = max(0.0, budget - (time.perf_counter() - began))
+            fitted = fit_image(image, gaussians, seconds=left)
+            reached[name].append(psnr(rasterize(fitted, *image.shape[1:]), image))
+    return reached
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("image", nargs="?", type=Path, default=PICTURE)
+    parser.add_argument("--checkpoint", default="tiny")
+    parser.add_argument("--num-gaussians", type=int, default=43_000)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--race", type=Path, metavar="DIR")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    network = InstantGI.from_pretrained(options.checkpoint)
+    print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
+    with torch.no_grad():
+        if options.race:
+            run_race(network, options)
+        else:
+            print_stages(network, options)
+
+
+def print_stages(network: InstantGI, options: argparse.Namespace) -> None:
+    image = read_image(options.image)
+    print(f"{options.image.name}, {options.num_gaussians} Gaussians, {options.checkpoint}\n")
+    print("| stage | ms | iqr |\n|---|---|---|")
+    times = milliseconds(stages(network, image, options.num_gaussians), options.runs)
+    for name, values in times.items():
+        print("| {} | {:.0f} | {:.0f} |".format(name, *spread(values)))
+
+
+def run_race(network: InstantGI, options: argparse.Namespace) -> None:
+    paths = sorted(options.race.glob("*.png"))[: options.limit]
+    rows = {}
+    for path in paths:
+        image = read_image(path)
+        rows[path.name] = race(network, image, options.num_gaussians)
+    print(f"{len(paths)} pictures, {options.num_gaussians} Gaussians, mean PSNR\n")
+    print("| seconds | " + " | ".join(f"{budget:g}" for budget in BUDGETS) + " |")
+    print("|---" * (len(BUDGETS) + 1) + "|")
+    for name in ("network", "heuristic"):
+        means = [
+            sum(row[name][i] for row in rows.values()) / len(rows) for i in range(len(BUDGETS))
+        ]
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in means) + " |")
+    if options.output:
+        made = {"conditions": conditions(), "budgets": BUDGETS, "rows": rows}
+        options.output.write_text(json.dumps(made, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
