@@ -1,5 +1,6 @@
 """The network in training: Lightning module and callbacks, alone in importing Lightning."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,14 @@ class TrainInstantGI(lightning.LightningModule):
         size: "base", "small" or "tiny", see `instantgi.models`.
         options: arguments of `InstantGI` that differ from that size's.
         objective: "published" or "refined".
-        learning_rate, least_learning_rate: of Adam, falling along a cosine over all steps.
+        learning_rate, least_learning_rate: of Adam, falling along a cosine over all steps, after a
+            linear rise over `warm_up` of them.
         density: smallest and largest number of Gaussians per pixel, drawn for every picture anew;
             None leaves the number to the map.
         patch_size: of dithering.
-        refine_steps, solve_iterations, solved_share: of the objective "refined".
+        refine_steps, solve_iterations: of the objective "refined".
+        solved_share, colors_share: of the two −PSNR in it.
+        pretrained: a network to start from, see `InstantGI.from_pretrained`; of the same sizes.
         imagenet: timm's name of the ConvNeXt whose weights the stages start from.
         checked_steps: of fine-tuning, after which validation looks at the PSNR.
     """
@@ -61,11 +65,14 @@ class TrainInstantGI(lightning.LightningModule):
         objective: str = "refined",
         learning_rate: float = 1e-3,
         least_learning_rate: float = 1e-5,
+        warm_up: int = 0,
         density: tuple[float, float] | None = (0.06, 0.16),
         patch_size: int = 3,
         refine_steps: int = 20,
         solve_iterations: int = 8,
         solved_share: float = 0.02,
+        colors_share: float = 0.05,
+        pretrained: str | None = None,
         imagenet: str | None = None,
         checked_steps: int = 20,
     ):
@@ -78,16 +85,25 @@ class TrainInstantGI(lightning.LightningModule):
         self.network = InstantGI(**(SIZES[size] | (options or {})))
         if imagenet is not None:
             load_imagenet(self.network.unet, imagenet)
+        if pretrained is not None:
+            known = InstantGI.from_pretrained(pretrained).state_dict()
+            self.network.load_state_dict(known)
         self.objective, self.density, self.patch_size = objective, density, patch_size
-        self.rates = (learning_rate, least_learning_rate)
+        self.rates, self.warm_up = (learning_rate, least_learning_rate), warm_up
         self.refine_steps, self.solve_iterations = refine_steps, solve_iterations
-        self.solved_share, self.checked_steps = solved_share, checked_steps
+        self.shares, self.checked_steps = (solved_share, colors_share), checked_steps
 
     def configure_optimizers(self) -> Any:
         first, last = self.rates
         optimizer = torch.optim.Adam(self.parameters(), lr=first)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=last)
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / (self.warm_up + 1))
+            fall = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+            return rise * (last + (first - last) * fall) / first
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -145,8 +161,8 @@ class TrainInstantGI(lightning.LightningModule):
         best = mean_squared_error(means, cholesky, solved.colors, blocks, *size, False)
         return {
             "geometry": geometry_distance(means, cholesky, fitter.gaussians()),
-            "solved": self.solved_share * decibel_loss(best),
-            "colors": self.solved_share * decibel_loss(own),
+            "solved": self.shares[0] * decibel_loss(best),
+            "colors": self.shares[1] * decibel_loss(own),
         }
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:

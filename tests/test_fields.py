@@ -5,6 +5,7 @@ import torch
 from scenes import random_gaussians
 from torch.testing import assert_close
 
+from instantgi.gaussians import Gaussians
 from instantgi.models import fields as fields_module
 from instantgi.models.fields import (
     FittedEllipses,
@@ -226,3 +227,13 @@ def test_networks_look_at_three_channels():
     assert three_channels(torch.rand(1, 2, 2)).shape == (3, 2, 2)
     image = torch.rand(4, 2, 2)
     assert_close(three_channels(image), image[:3])
+
+
+def test_overlapping_colors_are_shared_out():
+    # each Gaussian says the picture's color; the sum is about that color, not two or three times it
+    image, mesh = torch.full((3, 40, 56), 0.5), scene()[1]
+    torch.manual_seed(0)
+    made = LocalFields(0, hidden=16)(None, image, mesh)
+    drawn = rasterize(Gaussians(*made[:3]), 40, 56)[:, 4:-4, 4:-4].detach()
+    assert float(drawn.mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(drawn.std()) < 0.1

@@ -8,10 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from instantgi.gaussians import cholesky_from_covariances, cholesky_from_scales_rotations
+from instantgi.gaussians import (
+    Gaussians,
+    cholesky_from_covariances,
+    cholesky_from_scales_rotations,
+)
 from instantgi.native import call_cpu
 from instantgi.points import Mesh
 from instantgi.points.ellipses import fit_published_ellipses
+from instantgi.render import rasterize
 
 CHUNK = 2**16  # triangles at a time, without gradients
 
@@ -254,7 +259,8 @@ class LocalFields(nn.Module):
 
     What comes out is local too: the mean is center + L u, |u| < 2.5; the Cholesky factor is L
     [[eᵃ, 0], [b, eᶜ]] with a, c within ln 2 ± 1.5; the color is a weighted sum of nine samples
-    around the triangle, so that any number of channels will do.
+    around the triangle, so that any number of channels will do, over what all Gaussians together
+    weigh at the mean: neighbors overlap, and without that division their colors would add up.
 
     Args:
         channels: of the encoder's features; 0 for none.
@@ -282,7 +288,7 @@ class LocalFields(nn.Module):
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
         with torch.no_grad():
-            self.out.bias[5 + 4] = 0.5  # the color at the center; about two Gaussians overlap
+            self.out.bias[5 + 4] = 1  # the color at the center
 
     def forward(
         self, features: Float[Tensor, "F h w"] | None, image: Float[Tensor, "C H W"], mesh: Mesh
@@ -292,7 +298,9 @@ class LocalFields(nn.Module):
             known, patches, frames = self.features(features, image, mesh, slice(None))
             alone = self.alone(known)
             messages = self.message(alone)
-            return self._attributes(alone, messages[mesh.neighbors], patches, frames, mesh.centers)
+            around = messages[mesh.neighbors]
+            made = self._attributes(alone, around, patches, frames, mesh.centers)
+            return _shared_out(made, *image.shape[1:])
         # So that memory stays bounded, what a triangle knows alone is worked out twice.
         chunks = [slice(first, first + CHUNK) for first in range(0, num, CHUNK)]
         messages = torch.cat(
@@ -307,7 +315,8 @@ class LocalFields(nn.Module):
             around = messages[mesh.neighbors[chunk]]
             centers = mesh.centers[chunk]
             parts.append(self._attributes(self.alone(known), around, patches, frames, centers))
-        return Attributes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        made = Attributes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        return _shared_out(made, *image.shape[1:])
 
     def _attributes(
         self, alone: Tensor, messages: Tensor, patches: Tensor, frames: Tensor, centers: Tensor
@@ -365,6 +374,14 @@ class LocalFields(nn.Module):
         rim = self.side // 4
         inner = values.unflatten(1, (self.side, self.side))[:, rim:-rim, rim:-rim]
         return torch.cat(known, 1), _three_by_three(inner), frames
+
+
+def _shared_out(attributes: Attributes, height: int, width: int) -> Attributes:
+    """Colors over the sum of all weights at each mean, which gets no gradient."""
+    means, cholesky = attributes.means.detach(), attributes.cholesky.detach()
+    weights = Gaussians(means, cholesky, torch.ones_like(means[:, :1]))
+    coverage = sample(rasterize(weights, height, width), means, height, width)  # [T, 1]
+    return attributes._replace(colors=attributes.colors / coverage.clamp_min(0.5))
 
 
 def _three_by_three(values: Float[Tensor, "T s s C"]) -> Float[Tensor, "T 9 C"]:
