@@ -13,6 +13,8 @@ INSTANTGI_API const char* instantgi_sample_patches(int64_t channels, int64_t hei
                                                    const float* centers, const float* frames,
                                                    const float* grid, float* out, int64_t num_threads) {
     constexpr int kLanes = 16;
+    if (height * width >= int64_t(1) << 31 || std::max(height, width) > 1 << 24)
+        return "pictures of 2^31 pixels or sides above 2^24 are not sampled";
     const float last_x = float(width - 1), last_y = float(height - 1);
     const int64_t plane = height * width;
     instantgi::parallel_ranges(num, 512, int(num_threads), [&](int64_t begin, int64_t end) {

@@ -2,6 +2,9 @@
 
 import hashlib
 import random
+import re
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from data.images import list_pictures, read_rgb
 from data.prepare import Item, read_items
 
+CACHE = 1_000_000_000  # bytes of decoded pictures that a reading process keeps
 DIV2K_SETS = {"train": (1, 800), "valid": (801, 900)}
 
 
@@ -158,14 +162,20 @@ class Crops(Dataset):
         if not self.items:
             raise ValueError(f"no picture has {crop}x{crop} pixels; choose a smaller crop")
         self.crop, self.seed = crop, seed
-        self.known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.known: OrderedDict[int, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         # larger pictures more often, so that every pixel is as likely
         self.weights = [item.record["height"] * item.record["width"] for item in self.items]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = random.Random(f"{self.seed} {index}")
-        number = rng.choices(range(len(self.items)), self.weights)[0]
-        picture, position_map = self._read(number)
+        for number in self._numbers(index, rng):
+            try:
+                picture, position_map = self._read(number)
+                break
+            except (OSError, ValueError) as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+        else:
+            raise ValueError("none of the pictures can be read; prepare the targets again")
         height, width = position_map.shape
         tall, wide = (self.crop, self.crop) if self.crop else (height, width)
         top, left = rng.randint(0, height - tall), rng.randint(0, width - wide)
@@ -181,9 +191,24 @@ class Crops(Dataset):
             "uniform": rng.random(),
         }
 
+    def _numbers(self, index: int, rng: random.Random) -> Iterator[int]:
+        """The picture of a crop, and others for the case that it cannot be read."""
+        if self.crop is None:  # each once in every round
+            row = list(range(len(self.items)))
+            random.Random(f"{self.seed} round {index // len(row)}").shuffle(row)
+            start = index % len(row)
+            yield from row[start:] + row[:start]
+        for _ in range(100):
+            yield rng.choices(range(len(self.items)), self.weights)[0]
+
     def _read(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if number not in self.known:  # decoded once; bytes, so a thousand pictures are a gigabyte
+        if number not in self.known:
             self.known[number] = self.items[number].read()
+            sizes = [planes.numel() for planes, _ in self.known.values()]
+            while sum(sizes) > CACHE and len(sizes) > 1:
+                self.known.popitem(last=False)
+                sizes.pop(0)
+        self.known.move_to_end(number)
         return self.known[number]
 
 
@@ -224,7 +249,9 @@ class ResumableLoader(DataLoader):
 
 
 class Targets(lightning.LightningDataModule):
-    """Crops of prepared pictures to train on, whole ones to validate, set aside by their checksum.
+    """Crops of prepared pictures to train on, whole ones to validate, set aside by their names.
+
+    What cannot be read is reported and left out.
 
     Args:
         root: a folder of targets, or several.
@@ -272,8 +299,9 @@ class Targets(lightning.LightningDataModule):
 
     @staticmethod
     def _draw(item: Item) -> float:
-        """A number in [0, 1) that depends on the picture alone."""
-        digest = hashlib.sha256(item.record["sha256"]["webp"].encode()).digest()
+        """A number in [0, 1) that 0001x2.png and 0001x4.png share, since they show the same."""
+        scene = re.sub(r"(x\d)?\.\w+$", "", item.record["source"])
+        digest = hashlib.sha256(scene.encode()).digest()
         return int.from_bytes(digest[:4], "big") / 2**32
 
     def train_dataloader(self) -> DataLoader:
@@ -284,8 +312,9 @@ class Targets(lightning.LightningDataModule):
         return ResumableLoader(stream, trainer, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
-        paths = [item.folder / f"{item.name}.webp" for item in self.validation]
-        return DataLoader(Whole(paths[: self.validation_count], self.largest), batch_size=1)
+        whole = [item for item in self.validation if item.is_whole()][: self.validation_count]
+        paths = [item.folder / f"{item.name}.webp" for item in whole]
+        return DataLoader(Whole(paths, self.largest), batch_size=1)
 
     def test_dataloader(self) -> DataLoader:
         if self.test_root is None:

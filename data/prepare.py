@@ -29,7 +29,8 @@ from instantgi.images import to_8bit
 from instantgi.metrics import psnr
 from instantgi.render import rasterize
 
-MANIFEST = "manifest.json"
+MANIFEST, FAILURES = "manifest.json", "failures-"
+WIDEST = 16383  # pixels that WebP can hold on a side
 DENSITIES = ("absolute", "code", "paper")
 DECIBELS_PER_DOUBLING = 4.0  # of the number of Gaussians, about, from 0.03 to 0.2 per pixel
 FEWEST, MOST = 0.02, 0.2  # Gaussians per pixel
@@ -85,6 +86,13 @@ class Item(NamedTuple):
             parts.append(torch.from_numpy(np.array(Image.open(path))))
         return parts[0].movedim(2, 0).contiguous(), parts[1]
 
+    def is_whole(self) -> bool:
+        try:
+            self.read()
+        except (OSError, ValueError, KeyError, Image.DecompressionBombError):
+            return False
+        return True
+
 
 def prepare_picture(path: str | Path, folder: str | Path, recipe: TargetRecipe) -> dict[str, Any]:
     """Make the item of one picture, unless it is there already; its record.
@@ -97,10 +105,12 @@ def prepare_picture(path: str | Path, folder: str | Path, recipe: TargetRecipe) 
     name = f"{path.stem}-{digest[:8]}"
     settings = dataclasses.asdict(recipe)
     there = _read_record(folder / f"{name}.json")
-    if there and there["settings"] == settings and _is_whole(Item(name, folder, there)):
+    if there and there["settings"] == settings and Item(name, folder, there).is_whole():
         return there
     image = read_rgb(path)
     height, width = image.shape[1:]
+    if max(height, width) > WIDEST:
+        raise ValueError(f"has {width}x{height} pixels, more than {WIDEST} on a side")
     count = max(2, round(recipe.gaussians_per_pixel * height * width))
     fitted = fit_image(image, num_gaussians=count, iterations=recipe.iterations)
     reached = psnr(rasterize(fitted, height, width), image)
@@ -193,26 +203,24 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    known = isinstance(record, dict) and {"name", "sha256", "settings"} <= record.keys()
-    return record if known else None
+    needed = {"name", "source", "height", "width", "sha256", "settings"}
+    return record if isinstance(record, dict) and needed <= record.keys() else None
 
 
-def _is_whole(item: Item) -> bool:
-    try:
-        item.read()
-    except (OSError, ValueError):
-        return False
-    return True
+def write_manifest(folder: Path) -> dict[str, Any]:
+    """Sum the items of a folder up in `manifest.json`, and what was left out; the same is returned.
 
-
-def write_manifest(folder: Path, failures: list[tuple[str, str]]) -> dict[str, Any]:
-    """Sum the items of a folder up in `manifest.json`; the same is returned."""
+    Raises:
+        FileNotFoundError: if there is no item.
+    """
     records = [item.record for item in read_items(folder)]
+    lists = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"{FAILURES}*"))]
+    failures = [failure for listed in lists for failure in listed]
     manifest = {
         "pictures": len(records),
         "pixels": sum(record["height"] * record["width"] for record in records),
         "settings": records[0]["settings"],
-        "failures": [{"path": path, "error": error} for path, error in failures],
+        "failures": failures,
         "items": {record["name"]: record["sha256"] for record in records},
     }
     with replace_on_success(folder / MANIFEST) as partial:
@@ -238,7 +246,7 @@ class PrepareTargets(lightning.LightningModule):
         super().__init__()
         self.folder = Path(folder)
         self.recipe = TargetRecipe(density, neighbors, iterations, gaussians_per_pixel, psnr)
-        self.failures: list[tuple[str, str]] = []
+        self.failures: list[dict[str, str]] = []
 
     def predict_step(self, batch: list[str], batch_index: int) -> list[dict[str, Any]]:
         return list(self._prepare(batch))
@@ -247,20 +255,19 @@ class PrepareTargets(lightning.LightningModule):
         for path in paths:
             try:
                 yield prepare_picture(path, self.folder, self.recipe)
-            except (OSError, ValueError, MemoryError) as error:
-                self.failures.append((path, str(error)))
-                self.print(f"left out: {error}")
+            except Exception as error:  # whatever one picture does, the others go on
+                self.failures.append({"path": path, "error": str(error)})
+                print(f"left out: {path}: {error}", flush=True)
 
     def on_predict_end(self) -> None:
-        failures = self._failures_of_all()
-        if self.trainer.is_global_zero:
-            manifest = write_manifest(self.folder, failures)
-            print(f"{self.folder}: {manifest['pictures']} pictures, {len(failures)} left out")
-
-    def _failures_of_all(self) -> list[tuple[str, str]]:
-        """Of every process; none goes on before all are done."""
-        if self.trainer.world_size == 1:
-            return self.failures
-        gathered: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(gathered, self.failures)
-        return [failure for failures in gathered for failure in failures]
+        """Every process writes what there is by then: none has to wait, and the last is right."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rank = self.trainer.global_rank
+        with replace_on_success(self.folder / f"{FAILURES}{rank}.json") as partial:
+            partial.write_text(json.dumps(self.failures), encoding="utf-8")
+        try:
+            manifest = write_manifest(self.folder)
+        except FileNotFoundError:
+            raise ValueError(f"{self.folder}: not one picture could be prepared") from None
+        left_out = len(manifest["failures"])
+        print(f"{self.folder}: {manifest['pictures']} pictures, {left_out} left out", flush=True)

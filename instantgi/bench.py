@@ -16,7 +16,7 @@ from instantgi import native
 from instantgi.files import replace_on_success
 from instantgi.fit import Progress
 from instantgi.images import to_8bit
-from instantgi.infer import Recipe, read_picture, run_stages, score
+from instantgi.infer import DEFAULT_START, Recipe, read_picture, run_stages, score
 from instantgi.metrics import psnr
 from instantgi.render import rasterize
 
@@ -74,7 +74,7 @@ def run_bench(
         ValueError: if `output` holds other settings, or something else.
     """
     settings = {"num_gaussians": num_gaussians, "background": background, "seed": seed}
-    settings |= {} if start is None else {"start": start}
+    settings["start"] = DEFAULT_START if start is None else start
     rows = _load_rows(output, settings)
     made = {_key(row): row for row in rows}
     wanted = [
@@ -189,7 +189,9 @@ def _load_rows(output: str | Path, settings: dict[str, Any]) -> list[dict[str, A
         return []
     try:
         results = json.loads(Path(output).read_text(encoding="utf-8"))
-        before = {name: results["settings"][name] for name in settings}
+        # files from before there were networks do not name the start
+        written = {"start": "heuristic"} | results["settings"]
+        before = {name: written[name] for name in settings}
         rows = results["rows"]
         [(_key(row), [row[name] for name in (*AVERAGED, *SECONDS)]) for row in rows]
     except (ValueError, KeyError, TypeError):

@@ -109,7 +109,7 @@ def _infer(commands: Any) -> None:
         default=3,
         metavar="K",
         help="largest side of a dithering cell in pixels; also sets the default of "
-        "--num-gaussians, 0.99 / K^2 per pixel (default: %(default)s)",
+        "--num-gaussians, 0.99 / K^2 per pixel or what a network sees fit (default: %(default)s)",
     )
     parser.set_defaults(method="instantgi")
 
@@ -143,7 +143,8 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-gaussians",
         type=_whole(2),
         metavar="N",
-        help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel)",
+        help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel; from a "
+        "network, as many as it sees fit)",
     )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
@@ -377,6 +378,8 @@ def _listed(parse: Callable[[str], Any]) -> Callable[[str], list]:
 def _run_fits(options: argparse.Namespace) -> int:
     if options.checkpoint is not None and options.start == "heuristic":
         options.parser.error("argument --checkpoint: not allowed with --start heuristic")
+    if options.init is not None and (options.checkpoint or options.start):
+        options.parser.error("argument --init: not allowed with --start and --checkpoint")
     if options.device == "cuda":
         raise ValueError(NO_CUDA)
     if options.init is not None and options.num_gaussians is not None:
@@ -429,8 +432,7 @@ def _fit_one(image: str, folder: Path, options: argparse.Namespace) -> None:
 def _result_line(report: dict[str, Any], folder: Path) -> str:
     drawn = [stage for stage in report["stages"] if stage["name"] != "heuristic"]
     first, last = (
-        "lossless" if stage["lossless"] else f"{stage['psnr']:.2f} dB"
-        for stage in (drawn[0], drawn[-1])
+        "lossless" if stage["lossless"] else f"{stage['psnr']:.2f} dB" for stage in drawn[-2:]
     )
     return (
         f"{Path(report['image']).name}  {report['width']}x{report['height']}  "

@@ -6,6 +6,7 @@ A result is a folder of `gaussians.safetensors`, `init.png` (where the fit start
 
 import dataclasses
 import functools
+import importlib
 import json
 import math
 import time
@@ -147,6 +148,8 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
     num = recipe.num_gaussians
     if num is None:
         num = default_count(height, width, recipe.patch_size)
+    if recipe.init is None and recipe.start == "network":
+        importlib.import_module("instantgi.models")  # imports are not part of any stage
     began = time.perf_counter()
     if recipe.init is not None:
         gaussians = _load_start(recipe.init, image)
@@ -318,7 +321,7 @@ def _write_pictures(
 ) -> None:
     from instantgi.overview import draw_overview
 
-    initial, final = pictures
+    *_, initial, final = pictures
     write_image(folder / "init.png", initial / 255)
     write_image(folder / "render.png", final / 255)
     sheet = draw_overview(original, initial, final, gaussians, report)

@@ -48,6 +48,12 @@ def ssim_map(
     picture: Float[Tensor, "C H W"], image: Float[Tensor, "C H W"]
 ) -> Float[Tensor, "C H W"]:
     """SSIM at every pixel: window 11, deviation 1.5, zeros beyond the border, as published."""
+    # variances are differences of nearly equal numbers: half precision would leave nothing of them
+    with torch.autocast(picture.device.type, enabled=False):
+        return _ssim_map(picture, image)
+
+
+def _ssim_map(picture: Tensor, image: Tensor) -> Tensor:
     taps = picture.new_tensor(gaussian_window(WINDOW_TAPS))
     kernel = torch.outer(taps, taps)[None, None]
 

@@ -56,7 +56,7 @@ def draw_overview(
         for left in columns
     ]
     crop = _busiest_crop(gaussians, height, width, box_height / box_width)
-    start, *_, end = (stage for stage in report["stages"] if stage["name"] != "heuristic")
+    *_, start, end = (stage for stage in report["stages"] if stage["name"] != "heuristic")
     place = _paste_picture(sheet, boxes[0], original)
     _mark_crop(sheet, place, crop, height, width)
     _paste_picture(sheet, boxes[1], initial)
@@ -101,7 +101,7 @@ def _plain(text: str) -> str:
 
 
 def _caption(report: dict[str, Any]) -> list[str]:
-    start, *_, end = (stage for stage in report["stages"] if stage["name"] != "heuristic")
+    *_, start, end = (stage for stage in report["stages"] if stage["name"] != "heuristic")
     seconds = sum(stage["seconds"] for stage in report["stages"])
     parts = [
         f"{report['width']} x {report['height']}, {CHANNELS[report['channels']]}",

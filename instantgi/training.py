@@ -1,5 +1,6 @@
 """The network in training: Lightning module and callbacks, alone in importing Lightning."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from instantgi.fit import LocalAdam, solve_colors
-from instantgi.gaussians import Gaussians
+from instantgi.folders import replace_folder
 from instantgi.images import to_8bit
 from instantgi.losses import (
     decibel_loss,
@@ -27,6 +28,7 @@ from instantgi.models.unet import load_imagenet
 from instantgi.render import rasterize
 from instantgi.render.ops import mean_squared_error, to_blocks
 
+NETWORK_FILES = ("config.json", "model.safetensors", "README.md")
 OBJECTIVES = ("published", "refined")
 
 
@@ -96,7 +98,9 @@ class TrainInstantGI(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         first, last = self.rates
         optimizer = torch.optim.Adam(self.parameters(), lr=first)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise ValueError("the schedule of the learning rate needs trainer.max_steps")
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / (self.warm_up + 1))
@@ -108,6 +112,13 @@ class TrainInstantGI(lightning.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.strategy.root_device.type != "cpu":
+            raise ValueError(
+                "the rasterizer and the fit have no CUDA kernels in this version: "
+                "train with trainer.accelerator cpu, on several processes with trainer.strategy ddp"
+            )
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         images, counts = batch["image"], None
@@ -193,29 +204,55 @@ class TrainInstantGI(lightning.LightningModule):
 
 
 class SavePretrained(Callback):
-    """Writes the network to `<log folder>/pretrained`, as `InstantGI.from_pretrained` reads it.
+    """Writes the network to a folder, as `InstantGI.from_pretrained` reads it.
 
-    At every validation that is the best so far by `monitor`, and the weights are those that were
-    validated: averaged ones, if averaging is on.
+    At every validation that is the best so far by `monitor`, with the weights that were validated:
+    averaged ones, if averaging is on.
+
+    Args:
+        monitor: a metric of validation, the higher the better.
+        folder: by default `pretrained` in the folder of the logs.
     """
 
-    def __init__(self, monitor: str = "val/psnr_solved"):
-        self.monitor, self.best = monitor, float("-inf")
+    def __init__(self, monitor: str = "val/psnr_solved", folder: str | None = None):
+        self.monitor, self.folder, self.best = monitor, folder, float("-inf")
+        self.validated: dict[str, Tensor] = {}
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        # now, because averaging swaps its weights out before the validation ends
+        if not self.validated:
+            state = module.network.state_dict()
+            self.validated = {name: value.detach().cpu().clone() for name, value in state.items()}
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
+        state, self.validated = self.validated, {}
         value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or value is None or float(value) <= self.best:
+        if trainer.sanity_checking or value is None or not float(value) > self.best:
             return
         self.best = float(value)
-        folder = trainer.log_dir  # of all processes: asking for it is a broadcast
+        logs = trainer.log_dir  # of all processes: asking for it is a broadcast
         if trainer.is_global_zero:
-            module.network.save_pretrained(Path(folder or ".") / "pretrained")
+            folder = Path(self.folder or Path(logs or ".") / "pretrained")
+            network = copy.deepcopy(module.network)
+            network.load_state_dict(state)
+            with replace_folder(folder, NETWORK_FILES) as partial:
+                network.save_pretrained(partial)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+class SaveLast(Callback):
+    """A checkpoint when training ends, by time as well, so that it can go on from its last step."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        trainer.save_checkpoint(self.path)
 
 
 class LogPictures(Callback):
@@ -255,6 +292,3 @@ def draw_sheet(network: InstantGI, image: Tensor, patch_size: int = 3) -> Tensor
     gray = (prediction.position_map, points.to(image))
     planes = [image, *(plane.expand(3, -1, -1) for plane in gray), drawn, error]
     return torch.cat(planes, 2).cpu()
-
-
-__all__ = ["Gaussians", "LogPictures", "SavePretrained", "TrainInstantGI", "draw_sheet"]

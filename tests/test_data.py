@@ -1,5 +1,9 @@
 import json
 import math
+import random
+import shutil
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from data import datamodule
 from data.datamodule import DIV2K, Crops, CropStream, Folder, Kodak, Targets, thin
 from data.images import list_pictures, read_rgb
 from data.prepare import (
+    Item,
     TargetRecipe,
     distance_to_neighbor,
     prepare_picture,
@@ -157,7 +162,9 @@ def test_preparing_again_does_only_what_is_missing(targets, tmp_path, monkeypatc
 
 
 def test_the_manifest_names_what_was_left_out(targets):
-    manifest = write_manifest(targets, [("x.png", "is empty")])
+    (targets / "failures-0.json").write_text('[{"path": "x.png", "error": "is empty"}]')
+    manifest = write_manifest(targets)
+    (targets / "failures-0.json").unlink()
     assert manifest["pictures"] == 6 and manifest["failures"][0]["path"] == "x.png"
     assert json.loads((targets / "manifest.json").read_text()) == manifest
     assert len(read_items(targets)) == 6  # it is not an item itself
@@ -193,6 +200,43 @@ def test_picture_and_map_are_cropped_and_turned_together(targets):
     turned = [torch.rot90(flip, k, (1, 2)) for k in range(4) for flip in (crop, crop.flip(2))]
     windows = planes.unfold(1, 16, 1).unfold(2, 16, 1)  # [4, rows, cols, 16, 16]
     assert any(bool((windows == one[:, None, None]).all(0).all(-1).all(-1).any()) for one in turned)
+
+
+def test_a_damaged_item_is_left_out(targets, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(targets, folder)
+    for path in sorted(folder.glob("*.map.png"))[:5]:
+        path.write_bytes(b"torn")
+    crops = Crops(read_items(folder), 16, seed=0)
+    with pytest.warns(UserWarning, match="left out: .*missing or not what was written"):
+        seen = [crops[index]["image"] for index in range(5)]
+    assert len(seen) == 5
+    for path in folder.glob("*.webp"):
+        path.unlink()
+    with (
+        pytest.raises(ValueError, match="none of the pictures can be read"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        Crops(read_items(folder), 16, seed=0)[0]
+
+
+def test_whole_pictures_come_once_a_round(targets):
+    crops = Crops(read_items(targets), None, seed=0)
+    rng = random.Random(0)
+    rounds = [[next(crops._numbers(6 * r + i, rng)) for i in range(6)] for r in range(2)]
+    assert sorted(rounds[0]) == sorted(rounds[1]) == list(range(6))
+    assert rounds[0] != rounds[1]
+    assert crops[0]["image"].shape[1:] in ((40, 56), (56, 40))
+
+
+def test_scenes_are_not_split_by_their_scale():
+    def item(source):
+        return Item("", Path(), {"source": source})
+
+    draw = Targets._draw
+    assert draw(item("0001x2.png")) == draw(item("0001x4.png")) == draw(item("0001.png"))
+    assert draw(item("0001x2.png")) != draw(item("0002x2.png"))
 
 
 def test_crops_larger_than_all_pictures_are_refused(targets):

@@ -17,7 +17,7 @@ from instantgi.cli import main
 from instantgi.fit import Progress, fit_image, make_fitter
 from instantgi.folders import prepare_folder, replace_folder
 from instantgi.gaussians import Gaussians
-from instantgi.images import read_image, to_8bit
+from instantgi.images import read_image, to_8bit, write_image
 from instantgi.infer import RESULTS, Curve, Recipe, draw_part, infer_image, run_stages, to_json
 from instantgi.render import rasterize
 
@@ -342,3 +342,22 @@ def test_main_survives_its_own_output_folder_being_a_link(picture, tmp_path):
     arguments = ["infer", str(picture), "-o", str(tmp_path / "link"), "--iterations", "1"]
     assert main([*arguments, "--quiet"]) == 0
     assert names(tmp_path / "real" / "scene") == FILES
+
+
+def test_a_network_starts_the_fit(tmp_path):
+    from instantgi.models import InstantGI
+
+    torch.manual_seed(0)
+    options = {"width": 8, "dims": (8, 16), "depths": (1, 1), "norm": "layer", "stride": 2}
+    InstantGI(**options, fields="local", hidden=16).save_pretrained(tmp_path / "net")
+    write_image(tmp_path / "scene.png", torch.rand(3, 24, 30))
+    recipe = Recipe(start="network", checkpoint=str(tmp_path / "net"), iterations=2)
+    report = infer_image(tmp_path / "scene.png", tmp_path / "out", recipe)
+    assert [stage["name"] for stage in report["stages"]] == ["network", "colors", "fit"]
+    assert all(stage["psnr"] is not None for stage in report["stages"])
+    assert (tmp_path / "out" / "overview.png").exists()
+
+
+def test_an_unknown_start_is_named():
+    with pytest.raises(ValueError, match='start must be one of heuristic, network, got "magic"'):
+        Recipe(start="magic")

@@ -146,10 +146,21 @@ def test_a_killed_run_ends_with_the_same_weights(targets, tmp_path, step):
 def test_averaged_weights_are_those_that_are_saved(targets, tmp_path):
     from lightning.pytorch.callbacks import EMAWeightAveraging
 
-    callbacks = [EMAWeightAveraging(decay=0.5), SavePretrained()]
+    seen, raw = {}, {}
+
+    class Look(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            raw.update({k: v.clone() for k, v in module.network.state_dict().items()})
+
+        def on_validation_batch_end(self, trainer, module, *_):
+            seen.update({k: v.clone() for k, v in module.network.state_dict().items()})
+
+    keep = SavePretrained(folder=str(tmp_path / "network"))
+    callbacks = [Look(), EMAWeightAveraging(decay=0.5), keep]
     trainer(tmp_path, callbacks=callbacks, max_steps=4).fit(module(), crops(targets))
-    saved = InstantGI.from_pretrained(tmp_path / "pretrained")
-    assert all(p.isfinite().all() for p in saved.parameters())
+    saved = InstantGI.from_pretrained(tmp_path / "network").state_dict()
+    assert all(torch.equal(saved[name], seen[name]) for name in saved)
+    assert not torch.equal(saved["unet.input.0.weight"], raw["unet.input.0.weight"])
 
 
 def test_the_best_network_is_saved(targets, tmp_path):

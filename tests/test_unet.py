@@ -45,7 +45,9 @@ def test_stages_of_timm_are_copied():
     assert_close(unet.halvings[1](y), theirs.stages[1].downsample(y))
     with pytest.raises(ValueError, match="is .* in timm's model"):
         copy_stages(ConvNeXtUNet(8, (8, 8, 8, 8), (1, 1, 1, 1)), theirs.state_dict())
-    with pytest.raises(ValueError, match="no stages"):
+    with pytest.raises(ValueError, match="has no stages.0.1"):
+        copy_stages(ConvNeXtUNet(8, (8, 16, 24, 32), (2, 2, 1, 1)), theirs.state_dict())
+    with pytest.raises(ValueError, match="has no stages.0.0"):
         copy_stages(unet, {})
 
 

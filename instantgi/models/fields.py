@@ -47,6 +47,17 @@ def sample(
     return values[0, :, 0].T.reshape(*places.shape[:-1], len(planes))
 
 
+def sample_features(
+    features: Float[Tensor, "F h w"],
+    places: Float[Tensor, "*N 2"],
+    stride: int,
+    padding: str = "border",
+) -> Float[Tensor, "*N F"]:
+    """The same of features that stand for stride x stride pixels each."""
+    height, width = features.shape[1:]
+    return sample(features, places, stride * height, stride * width, padding)
+
+
 def sample_patches(
     image: Float[Tensor, "C H W"],
     centers: Float[Tensor, "T 2"],
@@ -78,10 +89,17 @@ torch.library.define(
 
 @torch.library.impl("instantgi::sample_patches", "cpu")
 def _(image, centers, frames, grid):
-    values = image.new_empty(len(centers), len(grid), len(image))
+    num, channels, height, width = len(centers), *image.shape
+    shapes = [tuple(part.shape) for part in (centers, frames, grid)]
+    if shapes != [(num, 2), (num, 3), (len(grid), 2)] or height * width == 0:
+        raise ValueError(
+            f"centers [T, 2], frames [T, 3], grid [G, 2] and a picture with pixels, got {shapes} "
+            f"and {height}x{width}"
+        )
+    values = torch.empty(num, len(grid), channels)
     tensors = [part.detach().float().contiguous() for part in (image, centers, frames, grid)]
-    call_cpu("sample_patches", *image.shape, len(centers), len(grid), *tensors, values)
-    return values
+    call_cpu("sample_patches", *image.shape, num, len(grid), *tensors, values)
+    return values.to(image.dtype)
 
 
 @torch.library.register_fake("instantgi::sample_patches")
@@ -117,6 +135,7 @@ class PublishedFields(nn.Module):
         centers: "corner" as published: the picture is sampled with pixel centers at j + 0.5 and
             drawn with pixel centers at j; or "shared": both at j + 0.5.
         color: "opacity" as published, or "field": RGB directly, the ablation of table 3.
+        stride: pixels per feature in either direction; 1 as published.
     """
 
     def __init__(
@@ -127,8 +146,10 @@ class PublishedFields(nn.Module):
         triangle: str = "normalized",
         centers: str = "corner",
         color: str = "opacity",
+        stride: int = 1,
     ):
         super().__init__()
+        self.stride = stride
         choices = {
             "padding": (padding, ("zeros", "border")),
             "rotation": (rotation, ("logit", "angle")),
@@ -164,7 +185,7 @@ class PublishedFields(nn.Module):
         places = torch.cat([corners, ((centers + 1) * half_size)[:, None]], 1)  # [T, 4, 2]
         rgb = three_channels(image)
         colors = sample(rgb, places, height, width, self.padding).flatten(1)
-        gathered = sample(features, places, height, width, self.padding).flatten(1)
+        gathered = sample_features(features, places, self.stride, self.padding).flatten(1)
         minor, major = ellipses.semi_axes.unbind(1)
         known = [
             centers,
@@ -175,21 +196,23 @@ class PublishedFields(nn.Module):
             self.reduction(gathered),
         ]
         known = torch.cat(known, 1)
-        weights = self.barycentric(known).softmax(1)  # [T, 3]
+        weights = self.barycentric(known).float().softmax(1)  # [T, 3]
         limit = 1 - 1e-6
         normalized = ((weights[:, :, None] * (corners / half_size - 1)).sum(1)).clamp(-limit, limit)
         around = normalized.detach()[mesh.neighbors].flatten(1)  # [T, 6]
         known = torch.cat([normalized.detach(), around, known], 1)
         means = (normalized + 1) * half_size
-        factors, turn = self.shape(known).split([2, 1], 1)
+        factors, turn = self.shape(known).float().split([2, 1], 1)
         scales = scale_factor(factors) * ellipses.semi_axes
         rotations = self._rotations(turns, turn[:, 0])
-        said = self.opacity(known)
+        said = self.opacity(known).float()
         if self.color == "opacity":
             at_mean = sample(image, means.detach(), height, width, self.padding)
             drawn = said.sigmoid() * at_mean
-        else:
+        elif len(image) == 3:
             drawn = said
+        else:
+            raise ValueError(f"a color field says RGB, the picture has {len(image)} channels")
         if self.centers == "corner":
             means = means + 0.5
         cholesky = cholesky_from_scales_rotations(scales.clamp_min(1e-3), rotations)
@@ -266,10 +289,19 @@ class LocalFields(nn.Module):
         channels: of the encoder's features; 0 for none.
         hidden: units of each hidden layer.
         grid, reach: see above.
+        stride: pixels per feature in either direction.
     """
 
-    def __init__(self, channels: int, hidden: int = 128, grid: int = 8, reach: float = 6.0):
+    def __init__(
+        self,
+        channels: int,
+        hidden: int = 128,
+        grid: int = 8,
+        reach: float = 6.0,
+        stride: int = 1,
+    ):
         super().__init__()
+        self.stride = stride
         if grid % 4:
             raise ValueError(f"grid must be a multiple of 4, got {grid}")
         side = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * reach
@@ -330,9 +362,7 @@ class LocalFields(nn.Module):
         shift = torch.stack([l11 * u[:, 0], l21 * u[:, 0] + l22 * u[:, 1]], 1)
         cholesky = torch.stack([l11 * a, l21 * a + l22 * b, l22 * c], 1)
         colors = (patches * said[:, 5:, None]).sum(1)
-        # the smaller of these two is at most √2 times the smaller deviation: enough for a penalty
-        scales = torch.stack([cholesky[:, 0], cholesky[:, 2]], 1)
-        return Attributes(centers + shift, cholesky, colors, scales)
+        return Attributes(centers + shift, cholesky, colors, deviations(cholesky))
 
     def features(
         self, features: Tensor | None, image: Tensor, mesh: Mesh, chosen: slice
@@ -367,13 +397,18 @@ class LocalFields(nn.Module):
         ]
         if features is not None and self.channels:
             where = torch.cat([corners, centers[:, None]], 1)
-            # features of half the size cover an odd picture and the pixel after it
-            stride = -(-image.shape[1] // features.shape[1])
-            covered = stride * features.shape[1], stride * features.shape[2]
-            known.append(sample(features, where, *covered).flatten(1))
+            known.append(sample_features(features, where, self.stride).flatten(1))
         rim = self.side // 4
         inner = values.unflatten(1, (self.side, self.side))[:, rim:-rim, rim:-rim]
         return torch.cat(known, 1), _three_by_three(inner), frames
+
+
+def deviations(cholesky: Float[Tensor, "T 3"]) -> Float[Tensor, "T 2"]:
+    """The standard deviations along the axes, the smaller first."""
+    l11, l21, l22 = cholesky.unbind(1)
+    half_trace, det = (l11**2 + l21**2 + l22**2) / 2, (l11 * l22).abs()
+    larger = (half_trace + (half_trace**2 - det**2).clamp_min(1e-12).sqrt()).sqrt()
+    return torch.stack([det / larger, larger], 1)
 
 
 def _shared_out(attributes: Attributes, height: int, width: int) -> Attributes:

@@ -1,13 +1,19 @@
 """`InstantGI`: picture → position map → points → triangles → ellipses → features → Gaussians."""
 
+import contextlib
 import dataclasses
+import inspect
+import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub.errors import HFValidationError
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from instantgi.fit.start import thin_out
@@ -103,9 +109,11 @@ class InstantGI(
             nn.Linear(width, 1),
         )
         if fields == "published":
-            self.fields = PublishedFields(width, padding, rotation, triangle, centers, color)
+            choices = (padding, rotation, triangle, centers, color)
+            self.fields = PublishedFields(width, *choices, stride=stride)
+            self.apply(_initialise_as_published)
         elif fields == "local":
-            self.fields = LocalFields(width, hidden, grid, reach)
+            self.fields = LocalFields(width, hidden, grid, reach, stride)
         elif fields == "ellipse":
             self.fields = FittedEllipses()
         else:
@@ -128,14 +136,21 @@ class InstantGI(
         """
         name = str(pretrained_model_name_or_path)
         known = shipped()
-        if name in known:
-            return super().from_pretrained(WEIGHTS / name, **options).eval()
-        if "/" not in name and not Path(name).is_dir():
+        folder = WEIGHTS / name if name in known else Path(name)
+        is_elsewhere = name.count("/") == 1 and not name.startswith((".", "~", "/"))
+        if not folder.is_dir() and not is_elsewhere:
             raise OSError(
                 f'there is no network "{name}": {", ".join(known) or "none"} come with this '
                 'version; give a folder, or "organisation/name" for one on the Hugging Face Hub'
             )
-        return super().from_pretrained(name, **options).eval()
+        if folder.is_dir():
+            _check_folder(folder, cls)
+            name = str(folder)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # the hub's loader prints
+                return super().from_pretrained(name, **{"strict": True} | options).eval()
+        except (SafetensorError, RuntimeError, HFValidationError) as error:
+            raise OSError(f"{name}: is not a network of this kind ({error})") from error
 
     def forward(
         self,
@@ -219,6 +234,28 @@ class InstantGI(
                 ]
                 features[:, :, rows, cols] = part
         return features
+
+
+def _initialise_as_published(layer: nn.Module) -> None:
+    """Weights from a normal of deviation 0.02, biases 0; not of transposed convolutions."""
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _check_folder(folder: Path, kind: type) -> None:
+    """A folder that was not written by `save_pretrained` is named, not half used."""
+    try:
+        options = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OSError(f"{folder}: holds no network: config.json is missing or damaged") from error
+    known = inspect.signature(kind.__init__).parameters
+    foreign = sorted(set(options) - set(known)) if isinstance(options, dict) else ["no mapping"]
+    if foreign:
+        raise OSError(
+            f"{folder}: config.json has {foreign[0]}, which this version does not know; upgrade"
+        )
 
 
 def shipped() -> list[str]:

@@ -110,9 +110,9 @@ class ConvNeXtUNet(nn.Module):
         stride: int = 1,
     ):
         super().__init__()
-        if len(dims) != len(depths) or stride not in (1, 2):
+        if len(dims) != len(depths) or stride not in (1, 2) or len(dims) < stride:
             raise ValueError(
-                f"dims and depths must be of one length and stride 1 or 2, "
+                "dims and depths must be of one length, at least stride, and stride 1 or 2, "
                 f"got {list(dims)}, {list(depths)}, {stride}"
             )
         self.input = ConvNormReLU(3, width, norm)
@@ -185,8 +185,9 @@ def copy_stages(unet: ConvNeXtUNet, source: dict[str, Tensor]) -> list[str]:
             )
         target[ours].copy_(value)
         taken.append(ours)
-    if not taken:
-        raise ValueError("timm's model has no stages like these")
+    missing = [name for name in target if name.startswith("stages.") and name not in taken]
+    if missing:
+        raise ValueError(f"timm's model has other stages: it has no {missing[0]}")
     return taken
 
 
