@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import torch
@@ -78,7 +78,10 @@ class Folder(lightning.LightningDataModule):
         return self.val_dataloader()
 
 
-def thin(paths: list[Path], count: int | None) -> list[Path]:
+Kind = TypeVar("Kind")
+
+
+def thin(paths: list[Kind], count: int | None) -> list[Kind]:
     """Evenly chosen ones, in their order."""
     if count is None or count >= len(paths):
         return paths
@@ -95,7 +98,7 @@ class Kodak(Folder):
     def paths(self) -> list[Path]:
         found = super().paths()
         expected = [f"kodim{number:02d}.png" for number in range(1, 25)]
-        if [path.name for path in found] != thin(expected, self.count):  # pyright: ignore
+        if [path.name for path in found] != thin(expected, self.count):
             raise ValueError(
                 f"{self.root}: must hold kodim01.png to kodim24.png and no other pictures, "
                 f"got {len(found)} files, the first {found[0].name}"

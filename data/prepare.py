@@ -164,12 +164,12 @@ def distance_to_neighbor(
 
     Where there are fewer means, to the farthest.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     places = np.stack([x.ravel(), y.ravel()], 1)
     number = min(number, len(means))
-    distances = cKDTree(means.double().numpy()).query(places, k=[number])[0]
+    distances = KDTree(means.double().numpy()).query(places, k=[number])[0]
     return torch.from_numpy(distances).reshape(height, width).clamp_min(0.5)
 
 

@@ -73,8 +73,8 @@ def run_bench(
     Raises:
         ValueError: if `output` holds other settings, or something else.
     """
-    settings = {"num_gaussians": num_gaussians, "background": background, "seed": seed}
-    settings["start"] = DEFAULT_START if start is None else start
+    settings: dict[str, Any] = {"num_gaussians": num_gaussians, "background": background}
+    settings |= {"seed": seed, "start": DEFAULT_START if start is None else start}
     rows = _load_rows(output, settings)
     made = {_key(row): row for row in rows}
     wanted = [

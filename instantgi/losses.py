@@ -29,6 +29,17 @@ def focal_map_loss(
     return (focus**FOCAL_GAMMA * difference**2).mean()
 
 
+def relative_map_loss(
+    position_map: Float[Tensor, "*S"], target: Float[Tensor, "*S"]
+) -> Float[Tensor, ""]:
+    """mean ln² ((map + 0.02) / (target + 0.02)): errors as factors, in sparse regions as in dense.
+
+    `focal_map_loss` goes with the fourth power of small differences, and so hardly sees whether a
+    smooth region gets one point in fifty cells or one in twenty.
+    """
+    return ((position_map + 0.02) / (target + 0.02)).log().square().mean()
+
+
 def weighted_picture_loss(
     picture: Float[Tensor, "C H W"],
     image: Float[Tensor, "C H W"],

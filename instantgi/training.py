@@ -18,6 +18,7 @@ from instantgi.losses import (
     decibel_loss,
     focal_map_loss,
     geometry_distance,
+    relative_map_loss,
     scale_penalty,
     weighted_picture_loss,
 )
@@ -29,6 +30,7 @@ from instantgi.render import rasterize
 from instantgi.render.ops import mean_squared_error, to_blocks
 
 NETWORK_FILES = ("config.json", "model.safetensors", "README.md")
+MAP_SHARE = 0.1
 OBJECTIVES = ("published", "refined")
 
 
@@ -42,7 +44,7 @@ class TrainInstantGI(lightning.LightningModule):
     solve and then `refine_steps` steps of the recipe "instantgi"; what comes out of that is what
     the network should have said (`geometry_distance`). To this comes, times `solved_share`, −PSNR
     with the solved colors, whose gradient needs no derivative of the solve since colors are at
-    their optimum; −PSNR with the network's own colors, which trains those; and the map's loss.
+    their optimum; −PSNR with the network's own colors, which trains those; and `relative_map_loss`.
 
     Args:
         size: "base", "small" or "tiny", see `instantgi.models`.
@@ -149,27 +151,31 @@ class TrainInstantGI(lightning.LightningModule):
         return batch["position_map"]
 
     def _losses(self, prediction: Prediction, image: Tensor, target: Tensor) -> dict[str, Tensor]:
-        losses = {"map": focal_map_loss(prediction.position_map, target)}
+        position_map = prediction.position_map
         if self.objective == "published":
+            losses = {"map": focal_map_loss(position_map, target)}
             attributes = prediction.attributes
             drawn = rasterize(prediction.gaussians(), *image.shape[1:])
-            losses["picture"] = weighted_picture_loss(drawn, image, prediction.position_map)
+            losses["picture"] = weighted_picture_loss(drawn, image, position_map)
             losses["scales"] = scale_penalty(attributes.scales)
             return losses
+        losses = {"map": MAP_SHARE * relative_map_loss(position_map, target)}
         return losses | self._refined_losses(prediction, image)
 
     def _refined_losses(self, prediction: Prediction, image: Tensor) -> dict[str, Tensor]:
         gaussians = prediction.gaussians()
         means, cholesky, colors = gaussians.means, gaussians.cholesky, gaussians.colors
         solved = solve_colors(gaussians.detach(), image, self.solve_iterations)
-        size = image.shape[1:]
         fitter = LocalAdam(relocations=())
         fitter.start(image, solved, len(means), 0)
         for step in range(self.refine_steps):
             fitter.step(step / self.refine_steps)
         blocks = to_blocks(image)
-        own = mean_squared_error(means.detach(), cholesky.detach(), colors, blocks, *size, False)
-        best = mean_squared_error(means, cholesky, solved.colors, blocks, *size, False)
+        height, width = image.shape[1:]
+        own = mean_squared_error(
+            means.detach(), cholesky.detach(), colors, blocks, height, width, False
+        )
+        best = mean_squared_error(means, cholesky, solved.colors, blocks, height, width, False)
         return {
             "geometry": geometry_distance(means, cholesky, fitter.gaussians()),
             "solved": self.shares[0] * decibel_loss(best),

@@ -77,9 +77,21 @@ def test_rendering_trains_all_but_the_map():
     prediction = model.predict(picture()[None])[0]
     rasterize(prediction.gaussians(), 50, 63).square().mean().backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
-    assert all(grad is None for name, grad in grads.items() if name.startswith("position_field"))
+    of_the_map = [grad for name, grad in grads.items() if name.startswith("position_field")]
+    assert of_the_map and all(grad is None for grad in of_the_map)
     for name in ("unet.input.0.weight", "fields.alone.0.weight", "fields.out.weight"):
-        assert grads[name] is not None and grads[name].isfinite().all()
+        grad = grads[name]
+        assert grad is not None and grad.isfinite().all()
+
+
+def test_an_untrained_map_follows_the_gradient():
+    image = torch.full((3, 40, 60), 0.3)
+    image[:, :, 30:] = 0.7
+    with torch.no_grad():
+        position_map = network(position="gradient").encode(image[None])[1][0]
+    assert float(position_map[:, 30].min()) > 5 * float(position_map[:, 5].max())
+    with pytest.raises(ValueError, match='position must be field or gradient, got "magic"'):
+        network(position="magic")
 
 
 def test_large_pictures_are_encoded_in_tiles(monkeypatch):

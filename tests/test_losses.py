@@ -10,6 +10,7 @@ from instantgi.losses import (
     decibel_loss,
     focal_map_loss,
     geometry_distance,
+    relative_map_loss,
     scale_penalty,
     ssim_map,
     weighted_picture_loss,
@@ -21,6 +22,11 @@ def test_focal_map_loss_follows_its_equation():
     said, target = torch.tensor([0.1, 0.9, 0.5]), torch.tensor([0.4, 0.1, 0.5])
     terms = [(1 - math.exp(-d)) ** 2 * d * d for d in (0.3, 0.8, 0.0)]
     assert_close(focal_map_loss(said, target), torch.tensor(sum(terms) / 3))
+
+
+def test_relative_map_loss_counts_factors():
+    said, target = torch.tensor([0.08, 0.98]), torch.tensor([0.03, 0.48])
+    assert_close(relative_map_loss(said, target), torch.tensor(math.log(2) ** 2))
 
 
 def test_ssim_map_is_ssim_where_the_window_fits():

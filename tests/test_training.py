@@ -36,17 +36,22 @@ def targets(tmp_path_factory) -> Path:
 
 def module(**options) -> TrainInstantGI:
     torch.manual_seed(0)
-    settings = {"options": SMALL, "refine_steps": 2, "solve_iterations": 2, "checked_steps": 2}
+    settings: dict = {
+        "options": SMALL,
+        "refine_steps": 2,
+        "solve_iterations": 2,
+        "checked_steps": 2,
+    }
     return TrainInstantGI(**settings | options)
 
 
 def crops(targets: Path, **options) -> Targets:
-    settings = {"crop": 32, "batch_size": 2, "steps_per_epoch": 4, "validation_share": 0.5}
+    settings: dict = {"crop": 32, "batch_size": 2, "steps_per_epoch": 4, "validation_share": 0.5}
     return Targets(str(targets), **settings | {"validation_count": 1} | options)
 
 
 def trainer(folder: Path, **options) -> "lightning.Trainer":
-    settings = {
+    settings: dict = {
         "max_steps": 6,
         "max_epochs": -1,
         "accelerator": "cpu",

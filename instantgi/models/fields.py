@@ -78,7 +78,8 @@ def sample_patches_reference(
     l11, l21, l22 = frames[:, None].unbind(2)  # [T, 1]
     gx, gy = grid.unbind(1)
     places = torch.stack([l11 * gx, l21 * gx + l22 * gy], 2) + centers[:, None]
-    return sample(image, places, *image.shape[1:])
+    height, width = image.shape[1:]
+    return sample(image, places, height, width)
 
 
 torch.library.define(
@@ -265,7 +266,8 @@ class FittedEllipses(nn.Module):
         ellipses = fit_published_ellipses(mesh.points, mesh.triangles)
         scales = ellipses.semi_axes.clamp_min(1e-3) / 2
         cholesky = cholesky_from_scales_rotations(scales, ellipses.angles)
-        colors = sample(image, ellipses.centers, *image.shape[1:])
+        height, width = image.shape[1:]
+        colors = sample(image, ellipses.centers, height, width)
         return Attributes(ellipses.centers, cholesky, colors, scales)
 
 
@@ -304,6 +306,7 @@ class LocalFields(nn.Module):
         self.stride = stride
         if grid % 4:
             raise ValueError(f"grid must be a multiple of 4, got {grid}")
+        self.grid: Tensor
         side = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * reach
         self.register_buffer("grid", torch.cartesian_prod(side, side).flip(1), persistent=False)
         self.side, self.channels = grid, channels

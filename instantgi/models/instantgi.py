@@ -27,6 +27,7 @@ from instantgi.models.fields import (
 )
 from instantgi.models.unet import ConvNeXtUNet
 from instantgi.points import Mesh, make_mesh
+from instantgi.points.gradient import gradient_map
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 TILE, HALO = 1024, 128  # pixels; larger pictures are encoded in tiles that see so far beyond
@@ -38,6 +39,7 @@ SIZES = {
         "depths": (2, 2, 4, 2),
         "norm": "layer",
         "stride": 2,
+        "position": "gradient",
         "fields": "local",
         "hidden": 192,
     },
@@ -47,6 +49,7 @@ SIZES = {
         "depths": (1, 1, 2, 1),
         "norm": "layer",
         "stride": 2,
+        "position": "gradient",
         "fields": "local",
         "hidden": 128,
     },
@@ -78,6 +81,8 @@ class InstantGI(
     `dims`, `depths`, `norm` and `stride`, `PublishedFields` and `LocalFields` for the fields.
 
     Args:
+        position: "field" as published: the map is what a small MLP per pixel says; "gradient": what
+            it says is added to a multiple of the logarithm of `gradient_map`.
         fields: "published", "local" (ours), or "ellipse": none, the fitted ellipses as they are.
         padding, rotation, triangle, centers, color: choices of the published fields.
         hidden, grid, reach: sizes of the local fields.
@@ -91,6 +96,7 @@ class InstantGI(
         depths: Sequence[int] = (3, 3, 27, 3),
         norm: str = "batch",
         stride: int = 1,
+        position: str = "field",
         fields: str = "published",
         padding: str = "zeros",
         rotation: str = "logit",
@@ -108,6 +114,9 @@ class InstantGI(
             *(nn.Linear(width, width), nn.ReLU()),
             nn.Linear(width, 1),
         )
+        if position not in ("field", "gradient"):
+            raise ValueError(f'position must be field or gradient, got "{position}"')
+        self.position = position
         if fields == "published":
             choices = (padding, rotation, triangle, centers, color)
             self.fields = PublishedFields(width, *choices, stride=stride)
@@ -118,6 +127,11 @@ class InstantGI(
             self.fields = FittedEllipses()
         else:
             raise ValueError(f'fields must be published, local or ellipse, got "{fields}"')
+        if position == "gradient":
+            # the least-squares line through the targets of 60 training pictures
+            self.gradient_logit = nn.Parameter(torch.tensor([1.35, 1.43]))
+            for parameter in self.position_field[-1].parameters():
+                nn.init.zeros_(parameter)
 
     @classmethod
     def of_size(cls, size: str) -> "InstantGI":
@@ -148,7 +162,8 @@ class InstantGI(
             name = str(folder)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # the hub's loader prints
-                return super().from_pretrained(name, **{"strict": True} | options).eval()
+                options.setdefault("strict", True)
+                return super().from_pretrained(name, **options).eval()
         except (SafetensorError, RuntimeError, HFValidationError) as error:
             raise OSError(f"{name}: is not a network of this kind ({error})") from error
 
@@ -213,7 +228,12 @@ class InstantGI(
         logits = self.position_field(features.movedim(1, -1)).movedim(-1, 1).float()
         if (stride := self.unet.stride) > 1:
             logits = F.interpolate(logits, scale_factor=stride, mode="bilinear")
-        return features.float(), logits[:, 0, :height, :width].sigmoid()
+        logits = logits[:, 0, :height, :width]
+        if self.position == "gradient":
+            steepness = torch.stack([gradient_map(image) for image in images.detach().float()])
+            factor, shift = self.gradient_logit
+            logits = logits + factor * steepness.log() + shift
+        return features.float(), logits.sigmoid()
 
     def _encode_tiles(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
