@@ -169,7 +169,8 @@ def distance_to_neighbor(
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     places = np.stack([x.ravel(), y.ravel()], 1)
     number = min(number, len(means))
-    distances = KDTree(means.double().numpy()).query(places, k=[number])[0]
+    only: Any = [number]  # a list asks for that neighbor alone, without those before it
+    distances = KDTree(means.double().numpy()).query(places, k=only)[0]
     return torch.from_numpy(distances).reshape(height, width).clamp_min(0.5)
 
 

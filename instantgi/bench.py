@@ -108,7 +108,8 @@ def _with_bar(wanted: list, quiet: bool) -> Iterator[Any]:
 
 def _warm_up(method: str, settings: dict[str, Any]) -> None:
     """What a method loads at its first use is not part of the first picture's time."""
-    recipe = Recipe(method=method, iterations=1, **settings | {"num_gaussians": 20})
+    few: dict[str, Any] = settings | {"num_gaussians": 20}
+    recipe = Recipe(method=method, iterations=1, **few)
     list(run_stages(torch.rand(3, 16, 16), recipe))
 
 

@@ -47,7 +47,8 @@ def module(**options) -> TrainInstantGI:
 
 def crops(targets: Path, **options) -> Targets:
     settings: dict = {"crop": 32, "batch_size": 2, "steps_per_epoch": 4, "validation_share": 0.5}
-    return Targets(str(targets), **settings | {"validation_count": 1} | options)
+    settings |= {"validation_count": 1} | options
+    return Targets(str(targets), **settings)
 
 
 def trainer(folder: Path, **options) -> "lightning.Trainer":
