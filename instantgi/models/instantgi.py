@@ -31,28 +31,12 @@ from instantgi.points.gradient import gradient_map
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 TILE, HALO = 1024, 128  # pixels; larger pictures are encoded in tiles that see so far beyond
+OURS = {"norm": "layer", "stride": 2, "position": "gradient", "fields": "local"}
 SIZES = {
     "base": {},  # as published
-    "small": {
-        "width": 32,
-        "dims": (48, 96, 192, 384),
-        "depths": (2, 2, 4, 2),
-        "norm": "layer",
-        "stride": 2,
-        "position": "gradient",
-        "fields": "local",
-        "hidden": 192,
-    },
-    "tiny": {
-        "width": 16,
-        "dims": (32, 64, 96, 128),
-        "depths": (1, 1, 2, 1),
-        "norm": "layer",
-        "stride": 2,
-        "position": "gradient",
-        "fields": "local",
-        "hidden": 128,
-    },
+    "small": OURS
+    | {"width": 32, "dims": (48, 96, 192, 384), "depths": (2, 2, 4, 2), "hidden": 192},
+    "tiny": OURS | {"width": 16, "dims": (32, 64, 96, 128), "depths": (1, 1, 2, 1), "hidden": 128},
 }
 
 
