@@ -258,7 +258,8 @@ class PrepareTargets(lightning.LightningModule):
                 yield prepare_picture(path, self.folder, self.recipe)
             except Exception as error:  # whatever one picture does, the others go on
                 self.failures.append({"path": path, "error": str(error)})
-                print(f"left out: {path}: {error}", flush=True)
+                named = str(error) if str(error).startswith(path) else f"{path}: {error}"
+                print(f"left out: {named}", flush=True)
 
     def on_predict_end(self) -> None:
         """Every process writes what there is by then: none has to wait, and the last is right."""
