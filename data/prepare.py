@@ -27,6 +27,7 @@ from instantgi.fit import fit_image
 from instantgi.gaussians import Gaussians
 from instantgi.images import to_8bit
 from instantgi.metrics import psnr
+from instantgi.native import cpu_library
 from instantgi.render import rasterize
 
 MANIFEST, FAILURES = "manifest.json", "failures-"
@@ -248,6 +249,9 @@ class PrepareTargets(lightning.LightningModule):
         self.folder = Path(folder)
         self.recipe = TargetRecipe(density, neighbors, iterations, gaussians_per_pixel, psnr)
         self.failures: list[dict[str, str]] = []
+
+    def on_predict_start(self) -> None:
+        cpu_library()  # without the kernels no picture can be prepared: once, not for each of them
 
     def predict_step(self, batch: list[str], batch_index: int) -> list[dict[str, Any]]:
         return list(self._prepare(batch))

@@ -12,9 +12,9 @@ from instantgi.models.fields import (
     LocalFields,
     PublishedFields,
     canonical_corners,
+    describe_triangles,
+    describe_triangles_reference,
     sample,
-    sample_patches,
-    sample_patches_reference,
     scale_factor,
     three_channels,
 )
@@ -136,25 +136,58 @@ def test_sample_uses_pixel_centers():
     assert_close(sample(planes, places, 3, 4)[:, 0], torch.tensor([0.0, 6.0, 1.5, 0.0, 11.0]))
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (1, 7), (9, 1), (23, 31)])
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_patches_match_their_definition(height, width, channels):
-    random = torch.Generator().manual_seed(0)
-    image = torch.rand(channels, height, width, generator=random)
-    centers = torch.rand(50, 2, generator=random) * torch.tensor([width, height]) * 1.4 - 0.2
-    frames = torch.randn(50, 3, generator=random) * 2
-    grid = torch.randn(17, 2, generator=random) * 3
-    expected = sample_patches_reference(*(x.double() for x in (image, centers, frames, grid)))
-    actual = sample_patches(image, centers, frames, grid).double()
-    # places are rounded to 1e-6 of a picture's side, and neighbors differ by up to 1
-    assert_close(actual, expected, rtol=0, atol=2e-5)
+# what a triangle sees
 
 
-def test_patches_of_no_number_stay_inside():
-    grid = torch.zeros(1, 2)
+def precise(mesh: Mesh) -> Mesh:
+    return Mesh(*(part.double() if part.is_floating_point() else part for part in mesh))
+
+
+@pytest.mark.parametrize("height, width", [(2, 9), (23, 31), (60, 40)])
+@pytest.mark.parametrize("channels, side", [(1, 8), (2, 12), (3, 8), (4, 8)])
+def test_description_matches_its_definition(height, width, channels, side):
+    image = torch.rand(channels, height, width, generator=torch.Generator().manual_seed(0))
+    mesh = make_mesh(image[0] + 0.05, 3, 150)
+    grid = LocalFields(0, grid=side).grid
+    expected = describe_triangles_reference(image.double(), precise(mesh), grid.double())
+    actual = describe_triangles(image, mesh, grid)
+    for part, reference in zip(actual, expected, strict=True):
+        # the smallest deviation, 0.01, magnifies what neighboring pixels differ by
+        assert_close(part.double(), reference, rtol=1e-4, atol=1e-4)
+    some = describe_triangles(image, mesh, grid, 3, 2)
+    for part, whole in zip(some, actual, strict=True):
+        assert torch.equal(part, whole[3:5])
+
+
+def test_description_of_no_number_stays_inside():
+    image, mesh = scene()
+    grid = LocalFields(0).grid
     for bad in (math.nan, math.inf, -math.inf, 1e30):
-        centers, frames = torch.tensor([[bad, 1.0]]), torch.ones(1, 3)
-        assert sample_patches(torch.ones(1, 2, 3), centers, frames, grid).item() == 1
+        centers = mesh.centers.clone()
+        centers[0] = bad
+        made = describe_triangles(image, mesh._replace(centers=centers), grid)
+        inside = (made.nine[0] >= image.min() - 1e-6) & (made.nine[0] <= image.max() + 1e-6)
+        assert inside.all()
+
+
+@pytest.mark.parametrize("name", ["triangles", "neighbors"])
+@pytest.mark.parametrize("index", [-1, 10**6])
+def test_description_refuses_what_is_not_in_the_mesh(name, index):
+    image, mesh = scene()
+    indices = getattr(mesh, name).clone()
+    indices[5, 1] = index
+    with pytest.raises(ValueError, match="names a point or a neighbor that is not there"):
+        describe_triangles(image, mesh._replace(**{name: indices}), LocalFields(0).grid)
+
+
+def test_description_refuses_wrong_shapes():
+    image, mesh = scene()
+    for grid in (torch.zeros(17, 2), torch.zeros(36, 2), torch.zeros(16, 2), torch.zeros(0, 2)):
+        with pytest.raises(ValueError, match="a grid .* whose side is a multiple of 4"):
+            describe_triangles(image, mesh, grid)
+    for first, num in ((-1, 2), (0, 10**6), (5, -1)):
+        with pytest.raises(ValueError, match="a range of the triangles"):
+            describe_triangles(image, mesh, LocalFields(0).grid, first, num)
 
 
 # our fields
@@ -175,8 +208,8 @@ def test_local_fields_do_not_see_contrast():
     image, mesh = scene()
     fields = local()
     # all but the deviation and the mean, which are told: so shapes differ, but not by much
-    known, _, _ = fields.features(None, image, mesh, slice(None))
-    paler, _, _ = fields.features(None, 0.5 * image + 0.2, mesh, slice(None))
+    known = describe_triangles(image, mesh, fields.grid).known
+    paler = describe_triangles(0.5 * image + 0.2, mesh, fields.grid).known
     patch = 3 * 8 * 8
     assert_close(paler[:, patch : patch + 15], known[:, patch : patch + 15])
     # a deviation above e⁻² = 0.135: the floor of 0.01 is 7 % of it, or 7 more where it is halved
@@ -201,8 +234,10 @@ def test_local_fields_by_chunks_are_the_same(monkeypatch):
     with torch.no_grad():
         whole = fields(features, image, mesh)
         monkeypatch.setattr(fields_module, "CHUNK", 37)
-        for part, expected in zip(fields(features, image, mesh), whole, strict=True):
-            assert_close(part, expected, rtol=1e-4, atol=1e-4)
+        for kept in (0, 100):
+            monkeypatch.setattr(fields_module, "KEPT", kept)
+            for part, expected in zip(fields(features, image, mesh), whole, strict=True):
+                assert_close(part, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -214,6 +249,17 @@ def test_local_fields_color_any_number_of_channels(channels):
         rgb = local()(None, image[:3], mesh)
         assert_close(rgb.means, made.means)
         assert_close(rgb.colors, made.colors[:, :3])
+
+
+def test_a_color_field_says_rgb():
+    image, mesh = scene()
+    fields = local(color="field")
+    made = fields(None, image, mesh)
+    assert made.colors.shape == (len(mesh.triangles), 3)
+    brighter = fields(None, image + 0.3, mesh)  # the mean is all it can tell this by
+    assert not torch.allclose(brighter.colors, made.colors)
+    with pytest.raises(ValueError, match="says RGB, the picture has 1 channels"):
+        fields(None, image[:1], mesh)
 
 
 def test_fitted_ellipses_take_the_color_of_their_center():

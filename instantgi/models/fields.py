@@ -18,7 +18,8 @@ from instantgi.points import Mesh
 from instantgi.points.ellipses import fit_published_ellipses
 from instantgi.render import rasterize
 
-CHUNK = 2**16  # triangles at a time, without gradients
+CHUNK = 2**13  # triangles at a time, without gradients
+KEPT = 128  # chunks whose first results are kept; with more they are worked out twice
 
 
 class Attributes(NamedTuple):
@@ -58,54 +59,121 @@ def sample_features(
     return sample(features, places, stride * height, stride * width, padding)
 
 
-def sample_patches(
+class Described(NamedTuple):
+    """What the local fields know of every triangle before any network; not differentiable."""
+
+    known: Float[Tensor, "T K"]  # K = 3 side² + 19
+    nine: Float[Tensor, "T 9 C"]  # colors around its center
+    frames: Float[Tensor, "T 3"]  # (l11, l21, l22) of L, pixels
+
+
+def describe_triangles(
     image: Float[Tensor, "C H W"],
-    centers: Float[Tensor, "T 2"],
-    frames: Float[Tensor, "T 3"],
+    mesh: Mesh,
     grid: Float[Tensor, "G 2"],
-) -> Float[Tensor, "T G C"]:
-    """The picture at centers + L g for every place g of the grid, bilinear; not differentiable.
+    first: int = 0,
+    num: int | None = None,
+) -> Described:
+    """What `num` triangles from `first` on see, see `LocalFields`; by a kernel.
 
-    Frames are (l11, l21, l22) of L, pixels. The same as `sample_patches_reference`.
+    The same as `describe_triangles_reference`, for any number of channels.
+
+    Args:
+        grid: side² places in a triangle's frame, row by row; side a multiple of 4, at least 8.
     """
-    return torch.ops.instantgi.sample_patches(image, centers, frames, grid)
+    num = len(mesh.triangles) - first if num is None else num
+    parts = (mesh.points, mesh.triangles, mesh.neighbors, mesh.centers, mesh.covariances)
+    return Described(*torch.ops.instantgi.describe_triangles(image, *parts, grid, first, num))
 
 
-def sample_patches_reference(
-    image: Tensor, centers: Tensor, frames: Tensor, grid: Tensor
-) -> Tensor:
-    """The definition of `sample_patches`, by `sample`."""
+def describe_triangles_reference(
+    image: Tensor, mesh: Mesh, grid: Tensor, first: int = 0, num: int | None = None
+) -> Described:
+    """The definition of `describe_triangles`, in torch."""
+    chosen = slice(first, len(mesh.triangles) if num is None else first + num)
+    centers, triangles = mesh.centers[chosen], mesh.triangles[chosen]
+    covariances = mesh.covariances[chosen]
+    frames = cholesky_from_covariances(covariances + covariances.new_tensor([0.05, 0.0, 0.05]))
     l11, l21, l22 = frames[:, None].unbind(2)  # [T, 1]
     gx, gy = grid.unbind(1)
     places = torch.stack([l11 * gx, l21 * gx + l22 * gy], 2) + centers[:, None]
-    height, width = image.shape[1:]
-    return sample(image, places, height, width)
+    values = sample(image, places, *image.shape[1:])  # [T, G, C]
+    rgb = three_channels(values.movedim(2, 0)).movedim(0, 2)
+    mean = rgb.mean(1)
+    contrast = rgb - mean[:, None]
+    deviation = contrast.square().mean((1, 2)).sqrt()[:, None] + 0.01  # [T, 1]
+    around = torch.cat([mesh.points[triangles], mesh.centers[mesh.neighbors[chosen]]], 1)
+    around = around - centers[:, None]
+    x = around[..., 0] / l11
+    z = torch.stack([x, (around[..., 1] - l21 * x) / l22], 2).clamp(-8, 8)
+    # from the corner of least angle on; a neighbor goes with the corner opposite it
+    order = torch.atan2(z[:, :3, 1], z[:, :3, 0]).argmin(1, keepdim=True)
+    order = (order + torch.arange(3, device=order.device)) % 3
+    z = z.gather(1, torch.cat([order, order + 3], 1)[:, :, None].expand(-1, -1, 2))
+    known = [
+        (contrast / deviation[:, None]).mT.flatten(1),  # channel by channel
+        z.flatten(1) / 3,
+        (l11 * l22).log() / 2,
+        (l11 / l22).log(),
+        (l21 / l22).clamp(-4, 4),
+        deviation.log() / 2 + 1,
+        mean - 0.5,
+    ]
+    side = math.isqrt(len(grid))
+    inner = values.unflatten(1, (side, side))[:, side // 4 : -(side // 4), side // 4 : -(side // 4)]
+    return Described(torch.cat(known, 1), _three_by_three(inner), frames)
+
+
+def _three_by_three(values: Float[Tensor, "T s s C"]) -> Float[Tensor, "T 9 C"]:
+    """Corners, middles of the sides and center of each small picture, the last two blurred."""
+    first, last = values[:, :1], values[:, -1:]
+    middle = values[:, 1:-1].mean(1, keepdim=True)
+    rows = torch.cat([first, middle, last], 1)  # [T, 3, s, C]
+    middle = rows[:, :, 1:-1].mean(2, keepdim=True)
+    return torch.cat([rows[:, :, :1], middle, rows[:, :, -1:]], 2).flatten(1, 2)
 
 
 torch.library.define(
-    "instantgi::sample_patches",
-    "(Tensor image, Tensor centers, Tensor frames, Tensor grid) -> Tensor",
+    "instantgi::describe_triangles",
+    "(Tensor image, Tensor points, Tensor triangles, Tensor neighbors, Tensor centers, "
+    "Tensor covariances, Tensor grid, int first, int num) -> (Tensor, Tensor, Tensor)",
 )
 
 
-@torch.library.impl("instantgi::sample_patches", "cpu")
-def _(image, centers, frames, grid):
-    num, channels, height, width = len(centers), *image.shape
-    shapes = [tuple(part.shape) for part in (centers, frames, grid)]
-    if shapes != [(num, 2), (num, 3), (len(grid), 2)] or height * width == 0:
+@torch.library.impl("instantgi::describe_triangles", "cpu")
+def _(image, points, triangles, neighbors, centers, covariances, grid, first, num):
+    total, side = len(triangles), math.isqrt(len(grid))
+    shapes = [tuple(part.shape) for part in (triangles, neighbors, centers, covariances)]
+    if (
+        shapes != [(total, 3), (total, 3), (total, 2), (total, 3)]
+        or grid.shape != (side * side, 2)
+        or side % 4
+        or side < 8
+        or not 0 <= first <= first + num <= total
+        or 0 in image.shape
+    ):
         raise ValueError(
-            f"centers [T, 2], frames [T, 3], grid [G, 2] and a picture with pixels, got {shapes} "
-            f"and {height}x{width}"
+            "triangles and neighbors [T, 3], centers [T, 2], covariances [T, 3], a grid [side², 2] "
+            "whose side is a multiple of 4 from 8 on, a range of the triangles, a picture with pixels; "
+            f"got {shapes}, {list(grid.shape)}, {num} from {first} and {list(image.shape)}"
         )
-    values = torch.empty(num, len(grid), channels)
-    tensors = [part.detach().float().contiguous() for part in (image, centers, frames, grid)]
-    call_cpu("sample_patches", *image.shape, num, len(grid), *tensors, values)
-    return values.to(image.dtype)
+    known = torch.empty(num, 3 * len(grid) + 19)
+    nine, frames = torch.empty(num, 9, len(image)), torch.empty(num, 3)
+    call_cpu(
+        "describe_triangles",
+        *(*image.shape, len(points), total, first, num, side),
+        *(part.detach().float().contiguous() for part in (image, points)),
+        *(part.contiguous() for part in (triangles, neighbors)),
+        *(part.detach().float().contiguous() for part in (centers, covariances, grid)),
+        *(known, nine, frames),
+    )
+    return tuple(part.to(image.dtype) for part in (known, nine, frames))
 
 
-@torch.library.register_fake("instantgi::sample_patches")
-def _(image, centers, frames, grid):
-    return image.new_empty(centers.shape[0], grid.shape[0], image.shape[0])
+@torch.library.register_fake("instantgi::describe_triangles")
+def _(image, points, triangles, neighbors, centers, covariances, grid, first, num):
+    sizes = (num, 3 * grid.shape[0] + 19), (num, 9, image.shape[0]), (num, 3)
+    return tuple(image.new_empty(size) for size in sizes)
 
 
 def _mlp(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
@@ -278,9 +346,9 @@ class LocalFields(nn.Module):
     − center): the corners lie about 2.8 from the origin. The picture is sampled on a grid of `grid`
     x `grid` places up to |z| = `reach`, less its mean and over its deviation, so that brightness
     and contrast do not matter. With these go the corners and the neighbors' centers, in the order
-    of their angle, the triangle's size and aspect, and the encoder's features at corners and
-    center. One MLP reads this; a second reads its result and that of the three neighbors, so that
-    neighbors can agree on who covers what.
+    of their angle, the triangle's size and aspect, and the encoder's features at the center. One MLP
+    reads this; a second reads its result and that of the three neighbors, so that neighbors can agree
+    on who covers what.
 
     What comes out is local too: the mean is center + L u, |u| < 2.5; the Cholesky factor is L
     [[eᵃ, 0], [b, eᶜ]] with a, c within ln 2 ± 1.5; the color is a weighted sum of nine samples
@@ -292,6 +360,7 @@ class LocalFields(nn.Module):
         hidden: units of each hidden layer.
         grid, reach: see above.
         stride: pixels per feature in either direction.
+        color: "samples", or "field": RGB directly, for the ablation.
     """
 
     def __init__(
@@ -301,109 +370,87 @@ class LocalFields(nn.Module):
         grid: int = 8,
         reach: float = 6.0,
         stride: int = 1,
+        color: str = "samples",
     ):
         super().__init__()
-        self.stride = stride
-        if grid % 4:
-            raise ValueError(f"grid must be a multiple of 4, got {grid}")
+        self.stride, self.color = stride, color
+        if grid % 4 or grid < 8:
+            raise ValueError(f"grid must be a multiple of 4 from 8 on, got {grid}")
         self.grid: Tensor
         side = ((torch.arange(grid) + 0.5) / grid * 2 - 1) * reach
         self.register_buffer("grid", torch.cartesian_prod(side, side).flip(1), persistent=False)
-        self.side, self.channels = grid, channels
-        known = 3 * grid * grid + 6 + 6 + 3 + 4 + 4 * channels
+        self.channels = channels
         self.alone = nn.Sequential(
-            *(nn.Linear(known, hidden), nn.GELU()), *(nn.Linear(hidden, hidden), nn.GELU())
+            *(nn.Linear(3 * grid * grid + 19 + channels, hidden), nn.GELU()),
+            *(nn.Linear(hidden, hidden), nn.GELU()),
         )
         self.message = nn.Linear(hidden, hidden // 4)
         self.together = nn.Sequential(
             *(nn.Linear(hidden + 3 * (hidden // 4), hidden), nn.GELU()),
             *(nn.Linear(hidden, hidden), nn.GELU()),
         )
-        self.out = nn.Linear(hidden, 5 + 9)
+        self.out = nn.Linear(hidden, 5 + (3 if color == "field" else 9))
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
         with torch.no_grad():
-            self.out.bias[5 + 4] = 1  # the color at the center
+            if color == "field":
+                self.out.bias[5:] = 0.5
+            else:
+                self.out.bias[5 + 4] = 1  # the color at the center
 
     def forward(
         self, features: Float[Tensor, "F h w"] | None, image: Float[Tensor, "C H W"], mesh: Mesh
     ) -> Attributes:
         num = len(mesh.triangles)
-        if torch.is_grad_enabled() or num <= CHUNK:
-            known, patches, frames = self.features(features, image, mesh, slice(None))
-            alone = self.alone(known)
-            messages = self.message(alone)
-            around = messages[mesh.neighbors]
-            made = self._attributes(alone, around, patches, frames, mesh.centers)
-            return _shared_out(made, *image.shape[1:])
-        # So that memory stays bounded, what a triangle knows alone is worked out twice.
-        chunks = [slice(first, first + CHUNK) for first in range(0, num, CHUNK)]
-        messages = torch.cat(
-            [
-                self.message(self.alone(self.features(features, image, mesh, chunk)[0]))
-                for chunk in chunks
-            ]
-        )
-        parts = []
+        step = num if torch.is_grad_enabled() else CHUNK  # so that memory stays bounded
+        chunks = [(first, min(step, num - first)) for first in range(0, num, step)]
+        kept, messages = [], []
         for chunk in chunks:
-            known, patches, frames = self.features(features, image, mesh, chunk)
-            around = messages[mesh.neighbors[chunk]]
-            centers = mesh.centers[chunk]
-            parts.append(self._attributes(self.alone(known), around, patches, frames, centers))
-        made = Attributes(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+            seen = self._look(features, image, mesh, *chunk)
+            messages.append(self.message(seen[0]))
+            kept += [seen] if len(chunks) <= KEPT else []
+        messages, parts = torch.cat(messages), []
+        for i, (first, size) in enumerate(chunks):
+            seen = kept[i] if kept else self._look(features, image, mesh, first, size)
+            (alone, described), chosen = seen, slice(first, first + size)
+            around = messages[mesh.neighbors[chosen]].flatten(1)
+            together = self.together(torch.cat([alone, around], 1))
+            said = self.out(alone + together).float()  # from here on no half precision
+            shape = _shape(said[:, :5], described.frames, mesh.centers[chosen])
+            parts.append((*shape, self._colors(said[:, 5:], described.nine)))
+        means, cholesky, colors = (torch.cat(fields) for fields in zip(*parts, strict=True))
+        made = Attributes(means, cholesky, colors, deviations(cholesky))
         return _shared_out(made, *image.shape[1:])
 
-    def _attributes(
-        self, alone: Tensor, messages: Tensor, patches: Tensor, frames: Tensor, centers: Tensor
-    ) -> Attributes:
-        together = self.together(torch.cat([alone, messages.flatten(1)], 1))
-        said = self.out(alone + together).float()  # from here on no half precision
-        l11, l21, l22 = frames.unbind(1)
-        u = 2.5 * (said[:, :2] / 2.5).tanh()
-        a, c = (math.log(2) + 1.5 * (said[:, [2, 4]] / 1.5).tanh()).exp().unbind(1)
-        b = 2 * said[:, 3]
-        shift = torch.stack([l11 * u[:, 0], l21 * u[:, 0] + l22 * u[:, 1]], 1)
-        cholesky = torch.stack([l11 * a, l21 * a + l22 * b, l22 * c], 1)
-        colors = (patches * said[:, 5:, None]).sum(1)
-        return Attributes(centers + shift, cholesky, colors, deviations(cholesky))
+    def _colors(self, said: Tensor, nine: Float[Tensor, "T 9 C"]) -> Float[Tensor, "T C"]:
+        if self.color != "field":
+            return (nine * said[:, :, None]).sum(1)
+        if nine.shape[2] != 3:
+            raise ValueError(f"a color field says RGB, the picture has {nine.shape[2]} channels")
+        return said
 
-    def features(
-        self, features: Tensor | None, image: Tensor, mesh: Mesh, chosen: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the chosen triangles: what the MLPs read [T, F], nine colors around each [T, 9, C],
-        frames L [T, 3]."""
-        centers, triangles = mesh.centers[chosen], mesh.triangles[chosen]
-        covariances = mesh.covariances[chosen]
-        frames = cholesky_from_covariances(covariances + covariances.new_tensor([0.05, 0.0, 0.05]))
-        l11, l21, l22 = frames[:, None].unbind(2)  # [T, 1]
-        values = sample_patches(image, centers, frames, self.grid)  # [T, G, C]
-        rgb = values if values.shape[2] == 3 else three_channels(values.movedim(2, 0)).movedim(0, 2)
-        mean = rgb.mean(1)
-        contrast = rgb - mean[:, None]
-        deviation = contrast.square().mean((1, 2)).sqrt()[:, None] + 0.01  # [T, 1]
-        corners = mesh.points[triangles]
-        around = torch.cat([corners, mesh.centers[mesh.neighbors[chosen]]], 1) - centers[:, None]
-        x = around[..., 0] / l11
-        z = torch.stack([x, (around[..., 1] - l21 * x) / l22], 2).clamp(-8, 8)
-        # from the corner of least angle on; a neighbor goes with the corner opposite it
-        order = torch.atan2(z[:, :3, 1], z[:, :3, 0]).argmin(1, keepdim=True)
-        order = (order + torch.arange(3, device=order.device)) % 3
-        z = z.gather(1, torch.cat([order, order + 3], 1)[:, :, None].expand(-1, -1, 2))
-        known = [
-            (contrast / deviation[:, None]).flatten(1),
-            z.flatten(1) / 3,
-            (l11 * l22).log() / 2,
-            (l11 / l22).log(),
-            (l21 / l22).clamp(-4, 4),
-            deviation.log() / 2 + 1,
-            mean - 0.5,
-        ]
+    def _look(
+        self, features: Tensor | None, image: Tensor, mesh: Mesh, first: int, num: int
+    ) -> tuple[Tensor, Described]:
+        """What triangles make of what they see alone [num, hidden], and what they saw."""
+        described = describe_triangles(image, mesh, self.grid, first, num)
+        known = described.known
         if features is not None and self.channels:
-            where = torch.cat([corners, centers[:, None]], 1)
-            known.append(sample_features(features, where, self.stride).flatten(1))
-        rim = self.side // 4
-        inner = values.unflatten(1, (self.side, self.side))[:, rim:-rim, rim:-rim]
-        return torch.cat(known, 1), _three_by_three(inner), frames
+            centers = mesh.centers[first : first + num]
+            known = torch.cat([known, sample_features(features, centers, self.stride)], 1)
+        return self.alone(known), described._replace(known=known[:0])
+
+
+def _shape(
+    said: Float[Tensor, "T 5"], frames: Float[Tensor, "T 3"], centers: Float[Tensor, "T 2"]
+) -> tuple[Float[Tensor, "T 2"], Float[Tensor, "T 3"]]:
+    """Means and Cholesky factors from what is said of them in each triangle's frame."""
+    l11, l21, l22 = frames.unbind(1)
+    u = 2.5 * (said[:, :2] / 2.5).tanh()
+    a, c = (math.log(2) + 1.5 * (said[:, [2, 4]] / 1.5).tanh()).exp().unbind(1)
+    b = 2 * said[:, 3]
+    shift = torch.stack([l11 * u[:, 0], l21 * u[:, 0] + l22 * u[:, 1]], 1)
+    return centers + shift, torch.stack([l11 * a, l21 * a + l22 * b, l22 * c], 1)
 
 
 def deviations(cholesky: Float[Tensor, "T 3"]) -> Float[Tensor, "T 2"]:
@@ -420,15 +467,6 @@ def _shared_out(attributes: Attributes, height: int, width: int) -> Attributes:
     weights = Gaussians(means, cholesky, torch.ones_like(means[:, :1]))
     coverage = sample(rasterize(weights, height, width), means, height, width)  # [T, 1]
     return attributes._replace(colors=attributes.colors / coverage.clamp_min(0.5))
-
-
-def _three_by_three(values: Float[Tensor, "T s s C"]) -> Float[Tensor, "T 9 C"]:
-    """Corners, middles of the sides and center of each small picture, the last two blurred."""
-    first, last = values[:, :1], values[:, -1:]
-    middle = values[:, 1:-1].mean(1, keepdim=True)
-    rows = torch.cat([first, middle, last], 1)  # [T, 3, s, C]
-    middle = rows[:, :, 1:-1].mean(2, keepdim=True)
-    return torch.cat([rows[:, :, :1], middle, rows[:, :, -1:]], 2).flatten(1, 2)
 
 
 def three_channels(image: Float[Tensor, "C ..."]) -> Float[Tensor, "3 ..."]:

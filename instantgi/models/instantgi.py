@@ -31,12 +31,13 @@ from instantgi.points.gradient import gradient_map
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 TILE, HALO = 1024, 128  # pixels; larger pictures are encoded in tiles that see so far beyond
-OURS = {"norm": "layer", "stride": 2, "position": "gradient", "fields": "local"}
+OURS = {"norm": "layer", "position": "gradient", "fields": "local"}
 SIZES = {
     "base": {},  # as published
     "small": OURS
-    | {"width": 32, "dims": (48, 96, 192, 384), "depths": (2, 2, 4, 2), "hidden": 192},
-    "tiny": OURS | {"width": 16, "dims": (32, 64, 96, 128), "depths": (1, 1, 2, 1), "hidden": 128},
+    | {"stride": 2, "width": 32, "dims": (64, 128, 256), "depths": (2, 2, 4), "hidden": 256},
+    "tiny": OURS
+    | {"stride": 4, "width": 32, "dims": (48, 64, 96), "depths": (1, 2, 2), "hidden": 128},
 }
 
 
@@ -68,7 +69,8 @@ class InstantGI(
         position: "field" as published: the map is what a small MLP per pixel says; "gradient": what
             it says is added to a multiple of the logarithm of `gradient_map`.
         fields: "published", "local" (ours), or "ellipse": none, the fitted ellipses as they are.
-        padding, rotation, triangle, centers, color: choices of the published fields.
+        padding, rotation, triangle, centers, color: choices of the published fields; of the local
+            ones only `color="field"`.
         hidden, grid, reach: sizes of the local fields.
     """
 
@@ -106,7 +108,8 @@ class InstantGI(
             self.fields = PublishedFields(width, *choices, stride=stride)
             self.apply(_initialise_as_published)
         elif fields == "local":
-            self.fields = LocalFields(width, hidden, grid, reach, stride)
+            said = "field" if color == "field" else "samples"
+            self.fields = LocalFields(width, hidden, grid, reach, stride, said)
         elif fields == "ellipse":
             self.fields = FittedEllipses()
         else:
@@ -160,13 +163,17 @@ class InstantGI(
     ) -> Gaussians:
         """Gaussians of a picture in [0, 1] of any number of channels.
 
+        Without gradients in mixed precision where that is faster, see `mixed_precision`.
+
         Args:
             image: gray pictures are seen as three equal channels, opacity is not looked at.
             num_gaussians: an upper limit that is nearly reached; None leaves the number to the
                 position map: more for pictures that need more.
             patch_size: side of a dithering cell; the number goes with its square.
         """
-        prediction = self.predict(image[None], num_gaussians, patch_size)[0]
+        faster = contextlib.nullcontext() if torch.is_grad_enabled() else mixed_precision(image)
+        with faster:
+            prediction = self.predict(image[None], num_gaussians, patch_size)[0]
         gaussians = prediction.gaussians()
         return gaussians if num_gaussians is None else thin_out(gaussians, num_gaussians)
 
@@ -238,6 +245,18 @@ class InstantGI(
                 ]
                 features[:, :, rows, cols] = part
         return features
+
+
+def mixed_precision(image: Tensor) -> contextlib.AbstractContextManager:
+    """bfloat16 in the network's products, on a device that multiplies it faster than float32."""
+    if image.device.type == "cpu":
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.11 and later
+        is_faster = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    else:
+        is_faster = image.device.type == "cuda" and torch.cuda.is_bf16_supported(False)
+    if not is_faster:
+        return contextlib.nullcontext()
+    return torch.autocast(image.device.type, torch.bfloat16)
 
 
 def _initialise_as_published(layer: nn.Module) -> None:

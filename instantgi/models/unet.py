@@ -89,16 +89,16 @@ class UpStep(nn.Module):
 class ConvNeXtUNet(nn.Module):
     """Features [B, width, H, W] of pictures [B, 3, H, W] in [0, 1] (Instant-GI, 2025, section 3.2).
 
-    A 3x3 convolution to `width` channels; four stages, each halving the size and then running
-    `depths[i]` ConvNeXt blocks of `dims[i]` channels; four steps back up that join what went into
-    the halvings; a 1x1 convolution. The defaults are ConvNeXt-B as published.
+    A 3x3 convolution to `width` channels; stages, each halving the size and then running
+    `depths[i]` ConvNeXt blocks of `dims[i]` channels; as many steps back up that join what went
+    into the halvings; a 1x1 convolution. The defaults are ConvNeXt-B as published.
 
     Args:
         width: channels of the first convolution and of the result.
         dims, depths: channels and blocks of the stages.
         norm: of the convolutions outside the ConvNeXt stages, see `normalization`.
-        stride: 1 as published; 2 leaves the last step up away, and the result is half the size,
-            rounded up.
+        stride: 1 as published. Otherwise stride x stride pixels come in as one with the channels
+            of all, and the features are of 1 / stride of the size, rounded up.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class ConvNeXtUNet(nn.Module):
         stride: int = 1,
     ):
         super().__init__()
-        if len(dims) != len(depths) or stride not in (1, 2) or len(dims) < stride:
+        if not len(dims) == len(depths) > 0 or stride < 1:
             raise ValueError(
-                "dims and depths must be of one length, at least stride, and stride 1 or 2, "
+                "dims and depths must be of one length and stride at least 1, "
                 f"got {list(dims)}, {list(depths)}, {stride}"
             )
-        self.input = ConvNormReLU(3, width, norm)
+        self.input = ConvNormReLU(3 * stride**2, width, norm)
         inputs = [width, *dims[:-1]]
         self.halvings, self.stages = nn.ModuleList(), nn.ModuleList()
         for i, (before, after, depth) in enumerate(zip(inputs, dims, depths, strict=True)):
@@ -125,24 +125,24 @@ class ConvNeXtUNet(nn.Module):
             self.halvings.append(nn.Sequential(*parts))
             self.stages.append(nn.Sequential(*(ConvNeXtBlock(after) for _ in range(depth))))
         self.up_steps = nn.ModuleList()
-        for before, skip in reversed(list(zip(dims, inputs, strict=True))[stride - 1 :]):
+        for before, skip in reversed(list(zip(dims, inputs, strict=True))):
             self.up_steps.append(UpStep(before, skip, norm))
-        self.output = nn.Conv2d(inputs[stride - 1], width, 1)
+        self.output = nn.Conv2d(width, width, 1)
         self.stride = stride
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         height, width = image.shape[2:]
-        stride, least = self.stride, 2 ** len(self.stages)
+        stride, least = self.stride, self.stride * 2 ** len(self.stages)
         # to whole results, and to the smallest picture whose last stage has a pixel
         right, bottom = (max(least, -(-side // stride) * stride) - side for side in (width, height))
         if right or bottom:
             image = F.pad(image, (0, right, 0, bottom), mode="replicate")
-        x = self.input(image)
+        x = self.input(F.pixel_unshuffle(image, stride))
         skips = []
         for halve, stage in zip(self.halvings, self.stages, strict=True):
             skips.append(x)
             x = stage(halve(x))
-        for up, skip in zip(self.up_steps, reversed(skips[self.stride - 1 :]), strict=True):
+        for up, skip in zip(self.up_steps, reversed(skips), strict=True):
             x = up(x, skip)
         x = self.output(x)
         return x[:, :, : -(-height // stride), : -(-width // stride)]

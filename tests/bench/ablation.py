@@ -23,6 +23,7 @@ from instantgi.images import read_image
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
 from instantgi.models.fields import FittedEllipses
+from instantgi.models.instantgi import mixed_precision
 from instantgi.points import make_mesh
 from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize
@@ -33,9 +34,10 @@ STEPS = (20, 50)
 def variants(network: InstantGI, num: int) -> dict[str, Callable[[torch.Tensor], Gaussians]]:
     def network_on(position_map: Callable, fields: torch.nn.Module | None = None) -> Callable:
         def make(image: torch.Tensor) -> Gaussians:
-            features, maps = network.encode(image[None])
-            mesh = make_mesh(position_map(image, maps[0]), 3, num)
-            return Gaussians(*(fields or network.fields)(features[0], image, mesh)[:3])
+            with mixed_precision(image):
+                features, maps = network.encode(image[None])
+                mesh = make_mesh(position_map(image, maps[0]), 3, num)
+                return Gaussians(*(fields or network.fields)(features[0], image, mesh)[:3])
 
         return make
 

@@ -1,8 +1,9 @@
 """Prints what a network's start costs and gives, next to the start from the picture's gradient.
 
 python tests/bench/network.py [IMAGE] [--checkpoint NAME] [--num-gaussians N] [--runs N]
-python tests/bench/network.py --race DIR [--limit K] [-o OUT.json]
+python tests/bench/network.py --race DIR [--limit K] [-o OUT.json] [--plot OUT.svg]
 python tests/bench/network.py --counts DIR [--limit K] [-o OUT.json]
+python tests/bench/network.py [IMAGE] --maps OUT.webp
 
 The race: PSNR of fits that stop after so many seconds, everything counted from the picture in
 memory on but the loading of the network; every budget is a fit of its own.
@@ -10,6 +11,9 @@ memory on but the loading of the network; every budget is a fit of its own.
 Counts: the number of Gaussians that the network itself chooses, next to the bytes of the picture
 as lossless WebP; and how PSNR after 50 steps spreads over the pictures, with these numbers and with
 their mean for every picture.
+
+Maps: picture, image gradient, map of a finished fit, the network's map, its points and its drawing
+(after figure 5 of Instant-GI, 2025).
 """
 
 import argparse
@@ -23,15 +27,19 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench.timing import conditions, milliseconds, spread
 
+from data.prepare import TargetRecipe, target_map
 from instantgi.fit import fit_image, heuristic_start, solve_colors
 from instantgi.gaussians import Gaussians
 from instantgi.images import read_image, to_8bit
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
+from instantgi.models.instantgi import mixed_precision
 from instantgi.points import make_mesh
+from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize
 
 PICTURE = Path(__file__).parents[2] / "assets" / "kodim23.png"
@@ -84,6 +92,8 @@ def main() -> None:
     parser.add_argument("--counts", type=Path, metavar="DIR")
     parser.add_argument("--limit", type=int)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="OUT.svg")
+    parser.add_argument("--maps", type=Path, metavar="OUT.webp")
     options = parser.parse_args()
     network = InstantGI.from_pretrained(options.checkpoint)
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
@@ -92,6 +102,8 @@ def main() -> None:
             run_race(network, options)
         elif options.counts:
             run_counts(network, options)
+        elif options.maps:
+            write_maps(network, options)
         else:
             print_stages(network, options)
 
@@ -100,7 +112,8 @@ def print_stages(network: InstantGI, options: argparse.Namespace) -> None:
     image = read_image(options.image)
     print(f"{options.image.name}, {options.num_gaussians} Gaussians, {options.checkpoint}\n")
     print("| stage | ms | iqr |\n|---|---|---|")
-    times = milliseconds(stages(network, image, options.num_gaussians), options.runs)
+    with mixed_precision(image):
+        times = milliseconds(stages(network, image, options.num_gaussians), options.runs)
     for name, values in times.items():
         print("| {} | {:.0f} | {:.0f} |".format(name, *spread(values)))
 
@@ -120,6 +133,45 @@ def run_race(network: InstantGI, options: argparse.Namespace) -> None:
         ]
         print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in means) + " |")
     save(options.output, {"budgets": BUDGETS, "rows": rows})
+    if options.plot:
+        plot_race(rows, options.plot)
+
+
+def plot_race(rows: dict[str, dict[str, list[float]]], path: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name, style in (("network", "o-"), ("heuristic", "s--")):
+        means = torch.tensor([row[name] for row in rows.values()]).mean(0)
+        axes.plot(BUDGETS, means.tolist(), style, label=f"{name} start")
+    axes.set_xscale("log")
+    axes.set_xticks(BUDGETS, [f"{budget:g}" for budget in BUDGETS])
+    axes.set(xlabel="seconds from the picture in memory on", ylabel="PSNR, dB")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def write_maps(network: InstantGI, options: argparse.Namespace) -> None:
+    image = read_image(options.image)
+    recipe = TargetRecipe()
+    prediction = network.predict(image[None], options.num_gaussians)[0]
+    fitted = fit_image(
+        image, num_gaussians=len(prediction.mesh.triangles), iterations=recipe.iterations
+    )
+    height, width = image.shape[1:]
+    reached = psnr(rasterize(fitted, height, width), image)
+    target = target_map(fitted, height, width, reached, recipe)
+    columns, rows = prediction.mesh.points.long().unbind(1)
+    points = torch.zeros(height, width)
+    points[rows.clamp(max=height - 1), columns.clamp(max=width - 1)] = 1
+    drawn = rasterize(prediction.gaussians(), height, width)
+    planes = [gradient_map(image), target, prediction.position_map]
+    # each as bright as its own 99th percentile: it is their shapes that are compared
+    planes = [(plane / plane.flatten()[::7].quantile(0.99)).clamp(0, 1) for plane in planes]
+    tiles = [image, *(plane.expand(3, -1, -1) for plane in (*planes, points)), drawn.clamp(0, 1)]
+    sheet = torch.cat([torch.cat(tiles[:3], 2), torch.cat(tiles[3:], 2)], 1)
+    Image.fromarray(to_8bit(sheet).movedim(0, 2).numpy()).save(options.maps, quality=80)
 
 
 def save(output: Path | None, made: dict) -> None:
