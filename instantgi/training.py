@@ -24,8 +24,10 @@ from instantgi.losses import (
 )
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI, Prediction
+from instantgi.models.fields import LocalFields
 from instantgi.models.instantgi import SIZES
 from instantgi.models.unet import load_imagenet
+from instantgi.models.widen import widen
 from instantgi.render import rasterize
 from instantgi.render.ops import mean_squared_error, to_blocks
 
@@ -57,7 +59,8 @@ class TrainInstantGI(lightning.LightningModule):
         patch_size: of dithering.
         refine_steps, solve_iterations: of the objective "refined".
         solved_share, colors_share: of the two −PSNR in it.
-        pretrained: a network to start from, see `InstantGI.from_pretrained`; of the same sizes.
+        pretrained: a network to start from, see `InstantGI.from_pretrained`; of the same sizes, or
+            one of ours with fewer units, whose fields are widened.
         imagenet: timm's name of the ConvNeXt whose weights the stages start from.
         checked_steps: of fine-tuning, after which validation looks at the PSNR.
     """
@@ -90,8 +93,7 @@ class TrainInstantGI(lightning.LightningModule):
         if imagenet is not None:
             load_imagenet(self.network.unet, imagenet)
         if pretrained is not None:
-            known = InstantGI.from_pretrained(pretrained).state_dict()
-            self.network.load_state_dict(known)
+            _start_from(self.network, InstantGI.from_pretrained(pretrained))
         self.objective, self.density, self.patch_size = objective, density, patch_size
         self.rates, self.warm_up = (learning_rate, least_learning_rate), warm_up
         self.refine_steps, self.solve_iterations = refine_steps, solve_iterations
@@ -207,6 +209,14 @@ class TrainInstantGI(lightning.LightningModule):
             }
             named = {f"{stage}/{name}": value for name, value in scores.items()}
             self.log_dict(named, batch_size=1, on_epoch=True, on_step=False, sync_dist=True)
+
+
+def _start_from(network: InstantGI, known: InstantGI) -> None:
+    ours, theirs = network.fields, known.fields
+    if isinstance(ours, LocalFields) and isinstance(theirs, LocalFields):
+        if ours.message.in_features != theirs.message.in_features:
+            return widen(ours, theirs)
+    network.load_state_dict(known.state_dict())
 
 
 class SavePretrained(Callback):

@@ -18,6 +18,7 @@ from instantgi.models.fields import (
     scale_factor,
     three_channels,
 )
+from instantgi.models.widen import widen
 from instantgi.points import Mesh, fit_published_ellipses, make_mesh
 from instantgi.render import rasterize
 
@@ -186,7 +187,7 @@ def test_description_refuses_wrong_shapes():
         with pytest.raises(ValueError, match="a grid .* whose side is a multiple of 4"):
             describe_triangles(image, mesh, grid)
     for first, num in ((-1, 2), (0, 10**6), (5, -1)):
-        with pytest.raises(ValueError, match="a range of the triangles"):
+        with pytest.raises(ValueError, match="a range of these"):
             describe_triangles(image, mesh, LocalFields(0).grid, first, num)
 
 
@@ -249,6 +250,24 @@ def test_local_fields_color_any_number_of_channels(channels):
         rgb = local()(None, image[:3], mesh)
         assert_close(rgb.means, made.means)
         assert_close(rgb.colors, made.colors[:, :3])
+
+
+def test_widened_fields_say_the_same():
+    image, mesh = scene()
+    narrow = local(4)
+    torch.nn.init.zeros_(narrow.alone[0].weight[:, -4:])  # they look at no features either
+    wide = LocalFields(6, hidden=48)
+    widen(wide, narrow)
+    features = torch.randn(6, 40, 56)
+    made, expected = wide(features, image, mesh), narrow(features[:4], image, mesh)
+    for part, reference in zip(made, expected, strict=True):
+        assert_close(part, reference, rtol=1e-3, atol=1e-3)
+    sum(part.sum() for part in made).backward()
+    gradient = wide.alone[2].weight.grad
+    assert gradient is not None
+    assert not torch.allclose(gradient[:16], gradient[16:32])  # the copies part
+    with pytest.raises(ValueError, match="24 units and 64 samples do not start from 16 units"):
+        widen(LocalFields(0, hidden=24), narrow)
 
 
 def test_a_color_field_says_rgb():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+from torch.testing import assert_close
 
 from data import Targets
 from data.prepare import TargetRecipe, prepare_picture
@@ -183,6 +184,21 @@ def test_sheet_shows_five_pictures():
     network = InstantGI(**SMALL, fields="local", stride=2, norm="layer")
     sheet = draw_sheet(network, torch.rand(3, 20, 30))
     assert sheet.shape == (3, 20, 150) and 0 <= sheet.min() and sheet.max() <= 1
+
+
+def test_a_network_starts_from_one_that_is_trained(tmp_path):
+    known = module().network.eval()
+    torch.nn.init.normal_(known.fields.out.weight, std=0.3)
+    known.save_pretrained(tmp_path)
+    same = module(pretrained=str(tmp_path)).network
+    for a, b in zip(same.parameters(), known.parameters(), strict=True):
+        assert torch.equal(a, b)
+    wider = module(pretrained=str(tmp_path), options=SMALL | {"hidden": 32}).network.eval()
+    known.fields.alone[0].weight.data[:, -8:] = 0  # nor does the wider one look at features yet
+    image = torch.rand(3, 40, 50)
+    with torch.no_grad():
+        a, b = (network(image, num_gaussians=100) for network in (known, wider))
+    assert_close(a.means, b.means, rtol=0, atol=0.05)  # in mixed precision
 
 
 def test_missing_maps_are_said(targets):

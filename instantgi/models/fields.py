@@ -154,7 +154,7 @@ def _(image, points, triangles, neighbors, centers, covariances, grid, first, nu
     ):
         raise ValueError(
             "triangles and neighbors [T, 3], centers [T, 2], covariances [T, 3], a grid [side², 2] "
-            "whose side is a multiple of 4 from 8 on, a range of the triangles, a picture with pixels; "
+            "whose side is a multiple of 4 from 8 on, a range of these, a picture with pixels, "
             f"got {shapes}, {list(grid.shape)}, {num} from {first} and {list(image.shape)}"
         )
     known = torch.empty(num, 3 * len(grid) + 19)
@@ -346,9 +346,9 @@ class LocalFields(nn.Module):
     − center): the corners lie about 2.8 from the origin. The picture is sampled on a grid of `grid`
     x `grid` places up to |z| = `reach`, less its mean and over its deviation, so that brightness
     and contrast do not matter. With these go the corners and the neighbors' centers, in the order
-    of their angle, the triangle's size and aspect, and the encoder's features at the center. One MLP
-    reads this; a second reads its result and that of the three neighbors, so that neighbors can agree
-    on who covers what.
+    of their angle, the triangle's size and aspect, and the encoder's features at the center. One
+    MLP reads this; a second reads its result and that of the three neighbors, so that neighbors can
+    agree on who covers what.
 
     What comes out is local too: the mean is center + L u, |u| < 2.5; the Cholesky factor is L
     [[eᵃ, 0], [b, eᶜ]] with a, c within ln 2 ± 1.5; the color is a weighted sum of nine samples

@@ -29,15 +29,21 @@ from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize
 
 STEPS = (20, 50)
+HEADER = """\
+| variant | Gaussians | alone | alone, 256 a tile | solved | 20 steps | 50 steps |
+|---|---:|---:|---:|---:|---:|---:|"""
 
 
 def variants(network: InstantGI, num: int) -> dict[str, Callable[[torch.Tensor], Gaussians]]:
-    def network_on(position_map: Callable, fields: torch.nn.Module | None = None) -> Callable:
+    def network_on(
+        position_map: Callable, fields: torch.nn.Module | None = None, share: float = 1
+    ) -> Callable:
         def make(image: torch.Tensor) -> Gaussians:
             with mixed_precision(image):
                 features, maps = network.encode(image[None])
                 mesh = make_mesh(position_map(image, maps[0]), 3, num)
-                return Gaussians(*(fields or network.fields)(features[0], image, mesh)[:3])
+                made = (fields or network.fields)(share * features[0], image, mesh)
+            return Gaussians(*made[:3])
 
         return make
 
@@ -47,6 +53,7 @@ def variants(network: InstantGI, num: int) -> dict[str, Callable[[torch.Tensor],
     return {
         "network": lambda image: network(image, num_gaussians=num),
         "dithered image gradient": network_on(lambda image, said: gradient_map(image)),
+        "encoder's features left out": network_on(predicted, share=0),
         "fitted ellipse directly": network_on(predicted, FittedEllipses()),
         "own number, k = 3": lambda image: network(image, patch_size=3),
         "own number, k = 4": lambda image: network(image, patch_size=4),
@@ -69,12 +76,14 @@ def main() -> None:
     images = [read_image(path) for path in paths]
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
     print(f"{len(images)} pictures, mean PSNR in dB of 8 bits; at most {options.num_gaussians}\n")
-    print("| variant | Gaussians | alone | alone, 256 a tile | solved | 20 steps | 50 steps |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(HEADER)
     for name, make in variants(network, options.num_gaussians).items():
-        rows = torch.tensor([measure(make, image) for image in images])
-        count, *levels = rows.mean(0).tolist()
-        print(f"| {name} | {count:.0f} | " + " | ".join(f"{level:.2f}" for level in levels) + " |")
+        print(row_of(name, [measure(make, image) for image in images]), flush=True)
+
+
+def row_of(name: str, measured: list[list[float]]) -> str:
+    count, *levels = torch.tensor(measured).mean(0).tolist()
+    return f"| {name} | {count:.0f} | " + " | ".join(f"{level:.2f}" for level in levels) + " |"
 
 
 @torch.no_grad()
