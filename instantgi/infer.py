@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from instantgi.fit import (
+    LocalAdam,
     Progress,
     default_count,
     fit_image,
@@ -38,6 +39,11 @@ STARTS = ("heuristic", "network")
 DEFAULT_START, DEFAULT_CHECKPOINT = "heuristic", "tiny"
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
+# A short fit starts from the network's best picture and moves carefully. A longer one forgets the
+# picture and keeps the arrangement: there the looks do not pay, and smaller ellipses are better.
+SHORT_STEPS, SHORT_SECONDS = 60, 0.3
+SHORT_FIT = {"rate": 0.2, "color_rate": 0.06, "warm_up": 10}
+SHRINK = 0.8
 MAX_CURVE_POINTS = 400
 MAX_SAMPLES = 150_000_000
 
@@ -125,12 +131,13 @@ def run_stages(
             on_progress(progress)
         aside += time.perf_counter() - began
 
+    is_careful = recipe.start == "network" and stage.name == "colors" and is_short(recipe)
     began = time.perf_counter()
     fitted = fit_image(
         image,
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
-        method=recipe.method,
+        method=LocalAdam(**SHORT_FIT) if is_careful else recipe.method,
         num_gaussians=len(stage.gaussians) or None,
         iterations=recipe.iterations,
         seconds=recipe.seconds,
@@ -157,9 +164,8 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
     elif recipe.method == "instantgi":
         if recipe.start == "network":
             network = _load_network(recipe.checkpoint)
-            count = recipe.num_gaussians
-            with torch.no_grad():
-                gaussians = network(image, num_gaussians=count, patch_size=recipe.patch_size)
+            count, patch_size = recipe.num_gaussians, recipe.patch_size
+            gaussians = network_start(network, image, count, patch_size, is_short(recipe))
         else:
             gaussians = heuristic_start(image, num, recipe.patch_size)
         yield Stage(recipe.start, time.perf_counter() - began, gaussians)
@@ -171,6 +177,26 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         fitter.start(image, None, num, recipe.seed)
         gaussians = fitter.gaussians()
         yield Stage("random", time.perf_counter() - began, gaussians)
+
+
+def is_short(recipe: Recipe) -> bool:
+    """Whether the fit of the recipe is too short to forget the picture that it starts from."""
+    steps, seconds = recipe.iterations, recipe.seconds
+    return (steps is not None and steps < SHORT_STEPS) or (
+        seconds is not None and seconds < SHORT_SECONDS
+    )
+
+
+@torch.no_grad()
+def network_start(
+    network: Any, image: Tensor, num_gaussians: int | None, patch_size: int = 3, short: bool = True
+) -> Gaussians:
+    """Where a fit starts: a short one from all that the network can do, a longer one from smaller
+    ellipses of its fields alone."""
+    if short:
+        return network(image, num_gaussians=num_gaussians, patch_size=patch_size)
+    made = network(image, num_gaussians=num_gaussians, patch_size=patch_size, looks=0)
+    return Gaussians(made.means, SHRINK * made.cholesky, made.colors / SHRINK**2)
 
 
 @functools.lru_cache(maxsize=2)

@@ -42,11 +42,12 @@ class TrainInstantGI(lightning.LightningModule):
     The objective "published" is that of Instant-GI (2025, section 3.4): the focal loss of the map,
     the weighted picture loss of the network's own picture, the penalty on small scales.
 
-    The objective "refined" is ours. The network's Gaussians get their colors by the closed-form
-    solve and then `refine_steps` steps of the recipe "instantgi"; what comes out of that is what
-    the network should have said (`geometry_distance`). To this comes, times `solved_share`, −PSNR
-    with the solved colors, whose gradient needs no derivative of the solve since colors are at
-    their optimum; −PSNR with the network's own colors, which trains those; and `relative_map_loss`.
+    The objective "refined" is ours. The fields' Gaussians get their colors by the closed-form solve
+    and then `refine_steps` steps of the recipe "instantgi"; what comes out of that is what the
+    fields should have said (`geometry_distance`). To this comes, times `solved_share`, −PSNR with
+    the solved colors, whose gradient needs no derivative of the solve since colors are at their
+    optimum; −PSNR with the fields' own colors, which trains those; −PSNR after every look; and
+    `relative_map_loss`.
 
     Args:
         size: "base", "small" or "tiny", see `instantgi.models`.
@@ -58,7 +59,7 @@ class TrainInstantGI(lightning.LightningModule):
             None leaves the number to the map.
         patch_size: of dithering.
         refine_steps, solve_iterations: of the objective "refined".
-        solved_share, colors_share: of the two −PSNR in it.
+        solved_share, colors_share, looks_share: of the −PSNR in it.
         pretrained: a network to start from, see `InstantGI.from_pretrained`; of the same sizes, or
             one of ours with fewer units, whose fields are widened.
         imagenet: timm's name of the ConvNeXt whose weights the stages start from.
@@ -79,6 +80,7 @@ class TrainInstantGI(lightning.LightningModule):
         solve_iterations: int = 8,
         solved_share: float = 0.02,
         colors_share: float = 0.05,
+        looks_share: float = 0.05,
         pretrained: str | None = None,
         imagenet: str | None = None,
         checked_steps: int = 20,
@@ -97,7 +99,8 @@ class TrainInstantGI(lightning.LightningModule):
         self.objective, self.density, self.patch_size = objective, density, patch_size
         self.rates, self.warm_up = (learning_rate, least_learning_rate), warm_up
         self.refine_steps, self.solve_iterations = refine_steps, solve_iterations
-        self.shares, self.checked_steps = (solved_share, colors_share), checked_steps
+        self.shares = (solved_share, colors_share, looks_share)
+        self.checked_steps = checked_steps
 
     def configure_optimizers(self) -> Any:
         first, last = self.rates
@@ -165,24 +168,27 @@ class TrainInstantGI(lightning.LightningModule):
         return losses | self._refined_losses(prediction, image)
 
     def _refined_losses(self, prediction: Prediction, image: Tensor) -> dict[str, Tensor]:
-        gaussians = prediction.gaussians()
-        means, cholesky, colors = gaussians.means, gaussians.cholesky, gaussians.colors
-        solved = solve_colors(gaussians.detach(), image, self.solve_iterations)
+        first, *looks = prediction.stages
+        size, blocks = image.shape[1:], to_blocks(image)
+        solved = solve_colors(first, image, self.solve_iterations)
         fitter = LocalAdam(relocations=())
-        fitter.start(image, solved, len(means), 0)
+        fitter.start(image, solved, len(first), 0)
         for step in range(self.refine_steps):
             fitter.step(step / self.refine_steps)
-        blocks = to_blocks(image)
-        height, width = image.shape[1:]
-        own = mean_squared_error(
-            means.detach(), cholesky.detach(), colors, blocks, height, width, False
-        )
-        best = mean_squared_error(means, cholesky, solved.colors, blocks, height, width, False)
-        return {
-            "geometry": geometry_distance(means, cholesky, fitter.gaussians()),
-            "solved": self.shares[0] * decibel_loss(best),
-            "colors": self.shares[1] * decibel_loss(own),
+
+        def decibels(means: Tensor, cholesky: Tensor, colors: Tensor) -> Tensor:
+            return decibel_loss(mean_squared_error(means, cholesky, colors, blocks, *size, False))
+
+        losses = {
+            "geometry": geometry_distance(first.means, first.cholesky, fitter.gaussians()),
+            "solved": self.shares[0] * decibels(first.means, first.cholesky, solved.colors),
+            "colors": self.shares[1]
+            * decibels(first.means.detach(), first.cholesky.detach(), first.colors),
         }
+        for number, seen in enumerate(looks, 1):
+            error = decibels(seen.means, seen.cholesky, seen.colors)
+            losses[f"look_{number}"] = self.shares[2] * error
+        return losses
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
         self._check(batch, "val")

@@ -6,7 +6,7 @@ from scenes import random_gaussians
 from torch.testing import assert_close
 
 from instantgi.gaussians import Gaussians
-from instantgi.models import fields as fields_module
+from instantgi.models import look as look_module
 from instantgi.models.fields import (
     FittedEllipses,
     LocalFields,
@@ -234,9 +234,9 @@ def test_local_fields_by_chunks_are_the_same(monkeypatch):
     fields, features = local(4), torch.randn(4, 20, 28)
     with torch.no_grad():
         whole = fields(features, image, mesh)
-        monkeypatch.setattr(fields_module, "CHUNK", 37)
+        monkeypatch.setattr(look_module, "CHUNK", 37)
         for kept in (0, 100):
-            monkeypatch.setattr(fields_module, "KEPT", kept)
+            monkeypatch.setattr(look_module, "KEPT", kept)
             for part, expected in zip(fields(features, image, mesh), whole, strict=True):
                 assert_close(part, expected, rtol=1e-4, atol=1e-4)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.testing import assert_close
 
 from instantgi import infer, overview
 from instantgi.cli import main
@@ -344,18 +345,45 @@ def test_main_survives_its_own_output_folder_being_a_link(picture, tmp_path):
     assert names(tmp_path / "real" / "scene") == FILES
 
 
-def test_a_network_starts_the_fit(tmp_path):
+@pytest.fixture
+def checkpoint(tmp_path) -> str:
     from instantgi.models import InstantGI
 
     torch.manual_seed(0)
     options = {"width": 8, "dims": (8, 16), "depths": (1, 1), "norm": "layer", "stride": 2}
-    InstantGI(**options, fields="local", hidden=16).save_pretrained(tmp_path / "net")
+    network = InstantGI(**options, fields="local", hidden=16, looks=2)
+    network.save_pretrained(tmp_path / "net")
+    return str(tmp_path / "net")
+
+
+def test_a_network_starts_the_fit(tmp_path, checkpoint):
     write_image(tmp_path / "scene.png", torch.rand(3, 24, 30))
-    recipe = Recipe(start="network", checkpoint=str(tmp_path / "net"), iterations=2)
+    recipe = Recipe(start="network", checkpoint=checkpoint, iterations=2)
     report = infer_image(tmp_path / "scene.png", tmp_path / "out", recipe)
     assert [stage["name"] for stage in report["stages"]] == ["network", "colors", "fit"]
     assert all(stage["psnr"] is not None for stage in report["stages"])
     assert (tmp_path / "out" / "overview.png").exists()
+
+
+def test_only_a_short_fit_starts_from_what_the_looks_made(checkpoint):
+    from instantgi.models import InstantGI
+
+    image, network = torch.rand(3, 24, 30), InstantGI.from_pretrained(checkpoint)
+    with torch.no_grad():
+        stages = network.predict(image[None], 100)[0].stages
+    assert len(stages) == 3
+
+    def start(**limits) -> Gaussians:
+        recipe = Recipe(start="network", checkpoint=checkpoint, num_gaussians=100, **limits)
+        return next(run_stages(image, recipe)).gaussians
+
+    for limits in ({"iterations": 0}, {"iterations": 20}, {"iterations": None, "seconds": 0.1}):
+        assert_close(start(**limits).means, stages[-1].means, rtol=0, atol=0.05)
+    for limits in ({"iterations": 300}, {"iterations": None, "seconds": 5.0}):
+        long = start(**limits)
+        assert_close(long.means, stages[0].means, rtol=0, atol=0.05)
+        shrunk = long.cholesky[:, [0, 2]] / stages[0].cholesky[:, [0, 2]]
+        assert ((shrunk > 0.7) & (shrunk < 0.9)).all()
 
 
 def test_an_unknown_start_is_named():

@@ -62,6 +62,19 @@ def test_the_same_picture_gives_the_same_gaussians():
         assert torch.equal(a, b)
 
 
+def test_looks_bring_the_picture_closer():
+    model = network(looks=3)
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 12), scale_factor=6)[0]
+    with torch.no_grad():
+        stages = model.predict(image[None])[0].stages
+        fewer = model.predict(image[None], looks=1)[0].stages
+    errors = [float((rasterize(g, 54, 72) - image).square().mean()) for g in stages]
+    assert len(stages) == 4 and errors == sorted(errors, reverse=True)
+    assert len(fewer) == 2 and torch.equal(fewer[1].means, stages[1].means)
+    with pytest.raises(ValueError, match='looks need fields "local", got "ellipse"'):
+        network(fields="ellipse", looks=1)
+
+
 def test_pictures_of_a_batch_are_predicted_like_alone():
     images = torch.stack([picture(), picture().flip(2)])
     model = network()

@@ -19,7 +19,6 @@ from instantgi.render.ops import (
 )
 
 MEMORY = 4  # steps that the momentum remembers at first; one more for every ten steps
-WARM_UP = 5  # steps until the full rate: before that, √v̂ says little about a gradient's size
 RELOCATION_GAP = 20  # steps that moved Gaussians get to settle
 LAST_RELOCATION = 0.5  # of the fit; later ones no longer pay
 
@@ -57,7 +56,7 @@ class LocalAdam:
     and ½ Σ w q z zᵀ that the backward pass sums anyway. |u| ≤ 1 and |S| ≤ 0.6 a step.
 
     β₁ grows as 1 − 1 / (4 + t / 10), and β₂ = max(0.9, β₁²): short fits want little memory, long
-    ones much. The rate rises over five steps, then falls with the root of what is left of the fit.
+    ones much. The rate rises over a few steps, then falls with the root of what is left of the fit.
     Up to five times in the first half, at least 20 steps apart, the 5 % of the Gaussians that carry
     least, |c|² π det L, are put where a new one would take most error away. Measured against other
     choices in docs/results.md.
@@ -71,6 +70,7 @@ class LocalAdam:
         relocated: share of the Gaussians that is moved each time.
         solve_iterations: color iterations before the first step, when the method makes its own
             start.
+        warm_up: steps until the full rate: before that, √v̂ says little about a gradient's size.
     """
 
     def __init__(
@@ -81,8 +81,10 @@ class LocalAdam:
         relocations: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5),
         relocated: float = 0.05,
         solve_iterations: int = 10,
+        warm_up: int = 5,
     ):
         self.rate, self.color_rate, self.beta2 = rate, color_rate, beta2
+        self.warm_up = warm_up
         self.relocations, self.relocated = relocations, relocated
         self.solve_iterations = solve_iterations
 
@@ -130,7 +132,7 @@ class LocalAdam:
     def rate_at(self, progress: float) -> float:
         """Largest move of this step, in standard deviations."""
         fading = 0.05 + 0.95 * math.sqrt(1 - progress)
-        return self.rate * fading * min(1, self.iteration / WARM_UP)
+        return self.rate * fading * min(1, self.iteration / self.warm_up)
 
     def betas(self) -> list[float]:
         """Decay of the mean and of the mean square gradient in this step."""

@@ -1,7 +1,7 @@
 """From the triangles of a mesh and what a picture shows there to Gaussians: small MLPs."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,11 @@ from instantgi.gaussians import (
     cholesky_from_covariances,
     cholesky_from_scales_rotations,
 )
+from instantgi.models.look import MEMORY, in_two_rounds
 from instantgi.native import call_cpu
 from instantgi.points import Mesh
 from instantgi.points.ellipses import fit_published_ellipses
 from instantgi.render import rasterize
-
-CHUNK = 2**13  # triangles at a time, without gradients
-KEPT = 128  # chunks whose first results are kept; with more they are worked out twice
 
 
 class Attributes(NamedTuple):
@@ -29,6 +27,7 @@ class Attributes(NamedTuple):
     cholesky: Float[Tensor, "T 3"]
     colors: Float[Tensor, "T C"]
     scales: Float[Tensor, "T 2"]  # standard deviations in pixels, for the penalty on small ones
+    memory: Float[Tensor, "T M"] | None = None  # what `Look` is told
 
 
 def sample(
@@ -389,6 +388,7 @@ class LocalFields(nn.Module):
             *(nn.Linear(hidden + 3 * (hidden // 4), hidden), nn.GELU()),
             *(nn.Linear(hidden, hidden), nn.GELU()),
         )
+        self.memory = nn.Linear(hidden, MEMORY)
         self.out = nn.Linear(hidden, 5 + (3 if color == "field" else 9))
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
@@ -401,25 +401,22 @@ class LocalFields(nn.Module):
     def forward(
         self, features: Float[Tensor, "F h w"] | None, image: Float[Tensor, "C H W"], mesh: Mesh
     ) -> Attributes:
-        num = len(mesh.triangles)
-        step = num if torch.is_grad_enabled() else CHUNK  # so that memory stays bounded
-        chunks = [(first, min(step, num - first)) for first in range(0, num, step)]
-        kept, messages = [], []
-        for chunk in chunks:
-            seen = self._look(features, image, mesh, *chunk)
-            messages.append(self.message(seen[0]))
-            kept += [seen] if len(chunks) <= KEPT else []
-        messages, parts = torch.cat(messages), []
-        for i, (first, size) in enumerate(chunks):
-            seen = kept[i] if kept else self._look(features, image, mesh, first, size)
-            (alone, described), chosen = seen, slice(first, first + size)
-            around = messages[mesh.neighbors[chosen]].flatten(1)
-            together = self.together(torch.cat([alone, around], 1))
-            said = self.out(alone + together).float()  # from here on no half precision
-            shape = _shape(said[:, :5], described.frames, mesh.centers[chosen])
-            parts.append((*shape, self._colors(said[:, 5:], described.nine)))
-        means, cholesky, colors = (torch.cat(fields) for fields in zip(*parts, strict=True))
-        made = Attributes(means, cholesky, colors, deviations(cholesky))
+        def second(chunk: slice, seen: Any, around: Tensor) -> tuple[Tensor, ...]:
+            alone, described = seen
+            known = alone + self.together(torch.cat([alone, around], 1))
+            said = self.out(known).float()  # from here on no half precision
+            shape = _shape(said[:, :5], described.frames, mesh.centers[chunk])
+            return *shape, self._colors(said[:, 5:], described.nine), self.memory(known)
+
+        parts = in_two_rounds(
+            len(mesh.triangles),
+            lambda chunk: self._look(features, image, mesh, chunk),
+            lambda seen: self.message(seen[0]),
+            mesh.neighbors,
+            second,
+        )
+        means, cholesky, colors, memory = (torch.cat(fields) for fields in zip(*parts, strict=True))
+        made = Attributes(means, cholesky, colors, deviations(cholesky), memory)
         return _shared_out(made, *image.shape[1:])
 
     def _colors(self, said: Tensor, nine: Float[Tensor, "T 9 C"]) -> Float[Tensor, "T C"]:
@@ -430,14 +427,16 @@ class LocalFields(nn.Module):
         return said
 
     def _look(
-        self, features: Tensor | None, image: Tensor, mesh: Mesh, first: int, num: int
+        self, features: Tensor | None, image: Tensor, mesh: Mesh, chunk: slice
     ) -> tuple[Tensor, Described]:
-        """What triangles make of what they see alone [num, hidden], and what they saw."""
-        described = describe_triangles(image, mesh, self.grid, first, num)
+        """What triangles make of what they see alone, and what they saw."""
+        described = describe_triangles(
+            image, mesh, self.grid, chunk.start, chunk.stop - chunk.start
+        )
         known = described.known
         if features is not None and self.channels:
-            centers = mesh.centers[first : first + num]
-            known = torch.cat([known, sample_features(features, centers, self.stride)], 1)
+            sampled = sample_features(features, mesh.centers[chunk], self.stride)
+            known = torch.cat([known, sampled], 1)
         return self.alone(known), described._replace(known=known[:0])
 
 

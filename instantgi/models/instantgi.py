@@ -25,13 +25,15 @@ from instantgi.models.fields import (
     PublishedFields,
     three_channels,
 )
+from instantgi.models.look import Look
 from instantgi.models.unet import ConvNeXtUNet
 from instantgi.points import Mesh, make_mesh
 from instantgi.points.gradient import gradient_map
+from instantgi.render.ops import to_blocks
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 TILE, HALO = 1024, 128  # pixels; larger pictures are encoded in tiles that see so far beyond
-OURS = {"norm": "layer", "position": "gradient", "fields": "local"}
+OURS = {"norm": "layer", "position": "gradient", "fields": "local", "looks": 3}
 SIZES = {
     "base": {},  # as published
     "small": OURS
@@ -48,9 +50,10 @@ class Prediction:
     position_map: Float[Tensor, "H W"]
     mesh: Mesh
     attributes: Attributes
+    stages: tuple[Gaussians, ...]  # as the fields made them, and after each look
 
     def gaussians(self) -> Gaussians:
-        return Gaussians(*self.attributes[:3])
+        return self.stages[-1]
 
 
 class InstantGI(
@@ -72,6 +75,8 @@ class InstantGI(
         padding, rotation, triangle, centers, color: choices of the published fields; of the local
             ones only `color="field"`.
         hidden, grid, reach: sizes of the local fields.
+        looks: how often the network draws what it has and moves it again, after local fields; see
+            `Look`.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class InstantGI(
         hidden: int = 128,
         grid: int = 8,
         reach: float = 6.0,
+        looks: int = 0,
     ):
         super().__init__()
         self.unet = ConvNeXtUNet(width, dims, depths, norm, stride)
@@ -114,6 +120,9 @@ class InstantGI(
             self.fields = FittedEllipses()
         else:
             raise ValueError(f'fields must be published, local or ellipse, got "{fields}"')
+        if looks and fields != "local":
+            raise ValueError(f'looks need fields "local", got "{fields}"')
+        self.looks = nn.ModuleList(Look() for _ in range(looks))
         if position == "gradient":
             # the least-squares line through the targets of 60 training pictures
             self.gradient_logit = nn.Parameter(torch.tensor([1.35, 1.43]))
@@ -160,6 +169,7 @@ class InstantGI(
         *,
         num_gaussians: int | None = None,
         patch_size: int = 3,
+        looks: int | None = None,
     ) -> Gaussians:
         """Gaussians of a picture in [0, 1] of any number of channels.
 
@@ -170,10 +180,11 @@ class InstantGI(
             num_gaussians: an upper limit that is nearly reached; None leaves the number to the
                 position map: more for pictures that need more.
             patch_size: side of a dithering cell; the number goes with its square.
+            looks: only so many of the network's looks at its error.
         """
         faster = contextlib.nullcontext() if torch.is_grad_enabled() else mixed_precision(image)
         with faster:
-            prediction = self.predict(image[None], num_gaussians, patch_size)[0]
+            prediction = self.predict(image[None], num_gaussians, patch_size, looks)[0]
         gaussians = prediction.gaussians()
         return gaussians if num_gaussians is None else thin_out(gaussians, num_gaussians)
 
@@ -182,6 +193,7 @@ class InstantGI(
         images: Float[Tensor, "B C H W"],
         num_gaussians: int | Sequence[int | None] | None = None,
         patch_size: int = 3,
+        looks: int | None = None,
     ) -> list[Prediction]:
         """What the network makes of each picture of a batch; every one has a mesh of its own.
 
@@ -199,8 +211,25 @@ class InstantGI(
             mesh = make_mesh(position_map.detach().float().cpu(), patch_size, count)
             mesh = Mesh(*(part.to(image.device) for part in mesh))
             attributes = self.fields(planes, image, mesh)
-            predictions.append(Prediction(position_map, mesh, attributes))
+            stages = self.look(attributes, image, mesh, looks)
+            predictions.append(Prediction(position_map, mesh, attributes, stages))
         return predictions
+
+    def look(
+        self,
+        attributes: Attributes,
+        image: Float[Tensor, "C H W"],
+        mesh: Mesh,
+        looks: int | None = None,
+    ) -> tuple[Gaussians, ...]:
+        """The Gaussians as the fields made them, and after each of so many looks (None: all)."""
+        stages = [Gaussians(*attributes[:3])]
+        target = to_blocks(image.detach().float())
+        for look in self.looks[:looks]:
+            assert attributes.memory is not None
+            size = image.shape[1:]
+            stages.append(look(stages[-1], attributes.memory, mesh.neighbors, target, *size))
+        return tuple(stages)
 
     def encode(
         self, images: Float[Tensor, "B C H W"]

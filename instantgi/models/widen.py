@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from instantgi.models.fields import LocalFields
+from instantgi.models.look import MEMORY
 
 
 @torch.no_grad()
@@ -34,6 +35,7 @@ def widen(wide: LocalFields, narrow: LocalFields, seed: int = 0) -> None:
         "message": (copies, messages),
         "together.0": (torch.cat([copies, *around]), copies),
         "together.2": (copies, copies),
+        "memory": (copies, torch.arange(MEMORY)),
         "out": (copies, every),
     }
     for name, (inputs, outputs) in sources.items():

@@ -36,14 +36,14 @@ HEADER = """\
 
 def variants(network: InstantGI, num: int) -> dict[str, Callable[[torch.Tensor], Gaussians]]:
     def network_on(
-        position_map: Callable, fields: torch.nn.Module | None = None, share: float = 1
+        position_map: Callable, fields: torch.nn.Module | None = None, share=1.0, looks=True
     ) -> Callable:
         def make(image: torch.Tensor) -> Gaussians:
             with mixed_precision(image):
                 features, maps = network.encode(image[None])
                 mesh = make_mesh(position_map(image, maps[0]), 3, num)
                 made = (fields or network.fields)(share * features[0], image, mesh)
-            return Gaussians(*made[:3])
+                return network.look(made, image, mesh)[-1] if looks else Gaussians(*made[:3])
 
         return make
 
@@ -53,8 +53,9 @@ def variants(network: InstantGI, num: int) -> dict[str, Callable[[torch.Tensor],
     return {
         "network": lambda image: network(image, num_gaussians=num),
         "dithered image gradient": network_on(lambda image, said: gradient_map(image)),
+        "no look at the error": network_on(predicted, looks=False),
         "encoder's features left out": network_on(predicted, share=0),
-        "fitted ellipse directly": network_on(predicted, FittedEllipses()),
+        "fitted ellipse directly": network_on(predicted, FittedEllipses(), looks=False),
         "own number, k = 3": lambda image: network(image, patch_size=3),
         "own number, k = 4": lambda image: network(image, patch_size=4),
         "own number, k = 5": lambda image: network(image, patch_size=5),

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.timing import conditions, milliseconds, spread
 
 from data.prepare import TargetRecipe, target_map
-from instantgi.fit import fit_image, heuristic_start, solve_colors
-from instantgi.gaussians import Gaussians
+from instantgi.fit import LocalAdam, fit_image, heuristic_start, solve_colors
 from instantgi.images import read_image, to_8bit
+from instantgi.infer import SHORT_FIT, SOLVE_ITERATIONS, Recipe, is_short, network_start
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
 from instantgi.models.instantgi import mixed_precision
@@ -50,11 +50,13 @@ def stages(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict:
     """Each arrow from the picture to solved colors, as a function of nothing."""
     features, maps = network.encode(image[None])
     mesh = make_mesh(maps[0], 3, num_gaussians)
-    gaussians = Gaussians(*network.fields(features[0], image, mesh)[:3])
+    attributes = network.fields(features[0], image, mesh)
+    gaussians = network.look(attributes, image, mesh)[-1]
     return {
         "encoder and position map": lambda: network.encode(image[None]),
         "points, triangles, ellipses": lambda: make_mesh(maps[0], 3, num_gaussians),
         "fields": lambda: network.fields(features[0], image, mesh),
+        f"{len(network.looks)} looks": lambda: network.look(attributes, image, mesh),
         "colors, 10 iterations": lambda: solve_colors(gaussians, image, 10),
         "all of it": lambda: solve_colors(network(image, num_gaussians=num_gaussians), image, 10),
         "heuristic start, 10 iterations": lambda: solve_colors(
@@ -65,17 +67,19 @@ def stages(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict:
 
 def race(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict[str, list[float]]:
     """PSNR after each of the budgets, from either start."""
-    starts = {
-        "network": lambda: network(image, num_gaussians=num_gaussians),
-        "heuristic": lambda: heuristic_start(image, num_gaussians),
-    }
-    reached: dict[str, list[float]] = {name: [] for name in starts}
+    reached: dict[str, list[float]] = {"network": [], "heuristic": []}
     for budget in BUDGETS:
-        for name, start in starts.items():
+        for name in reached:
+            short = name == "network" and is_short(Recipe(iterations=None, seconds=budget))
             began = time.perf_counter()
-            gaussians = solve_colors(start(), image, 10)
+            if name == "network":
+                start = network_start(network, image, num_gaussians, short=short)
+            else:
+                start = heuristic_start(image, num_gaussians)
+            gaussians = solve_colors(start, image, SOLVE_ITERATIONS)
             left = max(0.0, budget - (time.perf_counter() - began))
-            fitted = fit_image(image, gaussians, seconds=left)
+            method = LocalAdam(**SHORT_FIT) if short else "instantgi"
+            fitted = fit_image(image, gaussians, method=method, seconds=left)
             reached[name].append(psnr(rasterize(fitted, *image.shape[1:]), image))
     return reached
 

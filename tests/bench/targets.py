@@ -22,7 +22,6 @@ from bench.timing import conditions
 from data.images import list_pictures, read_rgb
 from data.prepare import TargetRecipe, target_map
 from instantgi.fit import fit_image, solve_colors
-from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
 from instantgi.models.instantgi import mixed_precision
@@ -90,7 +89,8 @@ def print_row(
         with mixed_precision(image):
             features, _ = network.encode(image[None])
             mesh = make_mesh(position_map, 3, round(DENSITY * image[0].numel()))
-            gaussians = Gaussians(*network.fields(features[0], image, mesh)[:3])
+            attributes = network.fields(features[0], image, mesh)
+            gaussians = network.look(attributes, image, mesh)[-1]
         solved = solve_colors(gaussians, image, 10)
         row = [seconds, float(torch.corrcoef(both)[0, 1]), float(position_map.mean()) / 9]
         row.append(psnr(rasterize(solved, *size), image))
