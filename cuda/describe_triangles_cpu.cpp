@@ -96,8 +96,7 @@ Contrast normalise(const float* const planes[3], int64_t count, float* out) {
     contrast.deviation = std::sqrt(squares / float(3 * count)) + kFlat;
     const float factor = 1 / contrast.deviation;
     for (int k = 0; k < 3; ++k)
-        for (int64_t g = 0; g < count; ++g)
-            out[k * count + g] = (planes[k][g] - contrast.mean[k]) * factor;
+        for (int64_t g = 0; g < count; ++g) out[k * count + g] = (planes[k][g] - contrast.mean[k]) * factor;
     return contrast;
 }
 

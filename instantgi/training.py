@@ -61,7 +61,7 @@ class TrainInstantGI(lightning.LightningModule):
         refine_steps, solve_iterations: of the objective "refined".
         solved_share, colors_share, looks_share: of the −PSNR in it.
         pretrained: a network to start from, see `InstantGI.from_pretrained`; of the same sizes, or
-            one of ours with fewer units, whose fields are widened.
+            one of ours with fewer units, whose fields are widened and whose looks are taken.
         imagenet: timm's name of the ConvNeXt whose weights the stages start from.
         checked_steps: of fine-tuning, after which validation looks at the PSNR.
     """
@@ -169,7 +169,8 @@ class TrainInstantGI(lightning.LightningModule):
 
     def _refined_losses(self, prediction: Prediction, image: Tensor) -> dict[str, Tensor]:
         first, *looks = prediction.stages
-        size, blocks = image.shape[1:], to_blocks(image)
+        height, width = image.shape[1:]
+        blocks = to_blocks(image)
         solved = solve_colors(first, image, self.solve_iterations)
         fitter = LocalAdam(relocations=())
         fitter.start(image, solved, len(first), 0)
@@ -177,7 +178,8 @@ class TrainInstantGI(lightning.LightningModule):
             fitter.step(step / self.refine_steps)
 
         def decibels(means: Tensor, cholesky: Tensor, colors: Tensor) -> Tensor:
-            return decibel_loss(mean_squared_error(means, cholesky, colors, blocks, *size, False))
+            error = mean_squared_error(means, cholesky, colors, blocks, height, width, False)
+            return decibel_loss(error)
 
         losses = {
             "geometry": geometry_distance(first.means, first.cholesky, fitter.gaussians()),
@@ -221,7 +223,9 @@ def _start_from(network: InstantGI, known: InstantGI) -> None:
     ours, theirs = network.fields, known.fields
     if isinstance(ours, LocalFields) and isinstance(theirs, LocalFields):
         if ours.message.in_features != theirs.message.in_features:
-            return widen(ours, theirs)
+            widen(ours, theirs)
+            network.looks.load_state_dict(known.looks.state_dict())
+            return
     network.load_state_dict(known.state_dict())
 
 

@@ -9,9 +9,8 @@ from instantgi.fit import solve_colors
 from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr
 from instantgi.models import look as module
-from instantgi.models.look import MEMORY, Look
+from instantgi.models.look import MEMORY, Look, look_target
 from instantgi.render import rasterize
-from instantgi.render.ops import to_blocks
 
 HEIGHT, WIDTH, NUM = 40, 56, 150
 
@@ -29,9 +28,9 @@ def neighbors() -> torch.Tensor:
     return torch.randint(0, NUM, (NUM, 3), generator=torch.Generator().manual_seed(2))
 
 
-def look_at(look: Look, gaussians: Gaussians, image: torch.Tensor) -> Gaussians:
+def look_at(look: torch.nn.Module, gaussians: Gaussians, image: torch.Tensor) -> Gaussians:
     memory = torch.randn(NUM, MEMORY, generator=torch.Generator().manual_seed(3))
-    return look(gaussians, memory, neighbors(), to_blocks(image), HEIGHT, WIDTH)
+    return look(gaussians, memory, neighbors(), look_target(image), HEIGHT, WIDTH)
 
 
 def strong() -> Look:
@@ -94,7 +93,7 @@ def test_gradients_reach_the_look_and_the_memory():
     image, gaussians = scene()
     memory = torch.randn(NUM, MEMORY, requires_grad=True)
     look = strong()
-    after = look(gaussians, memory, neighbors(), to_blocks(image), HEIGHT, WIDTH)
+    after = look(gaussians, memory, neighbors(), look_target(image), HEIGHT, WIDTH)
     rasterize(after, HEIGHT, WIDTH).square().mean().backward()
     for parameter in (*look.parameters(), memory):
         assert parameter.grad is not None and parameter.grad.isfinite().all()

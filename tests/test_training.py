@@ -188,13 +188,15 @@ def test_sheet_shows_five_pictures():
 
 def test_a_network_starts_from_one_that_is_trained(tmp_path):
     known = module().network.eval()
-    torch.nn.init.normal_(known.fields.out.weight, std=0.3)
+    torch.nn.init.normal_(known.get_parameter("fields.out.weight"), std=0.3)
     known.save_pretrained(tmp_path)
     same = module(pretrained=str(tmp_path)).network
     for a, b in zip(same.parameters(), known.parameters(), strict=True):
         assert torch.equal(a, b)
     wider = module(pretrained=str(tmp_path), options=SMALL | {"hidden": 32}).network.eval()
-    known.fields.alone[0].weight.data[:, -8:] = 0  # nor does the wider one look at features yet
+    known.get_parameter("fields.alone.0.weight").data[:, -8:] = (
+        0  # nor does the wider one look at features yet
+    )
     image = torch.rand(3, 40, 50)
     with torch.no_grad():
         a, b = (network(image, num_gaussians=100) for network in (known, wider))

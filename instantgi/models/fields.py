@@ -96,7 +96,8 @@ def describe_triangles_reference(
     l11, l21, l22 = frames[:, None].unbind(2)  # [T, 1]
     gx, gy = grid.unbind(1)
     places = torch.stack([l11 * gx, l21 * gx + l22 * gy], 2) + centers[:, None]
-    values = sample(image, places, *image.shape[1:])  # [T, G, C]
+    height, width = image.shape[1:]
+    values = sample(image, places, height, width)  # [T, G, C]
     rgb = three_channels(values.movedim(2, 0)).movedim(0, 2)
     mean = rgb.mean(1)
     contrast = rgb - mean[:, None]

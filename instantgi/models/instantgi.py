@@ -25,11 +25,10 @@ from instantgi.models.fields import (
     PublishedFields,
     three_channels,
 )
-from instantgi.models.look import Look
+from instantgi.models.look import Look, look_target
 from instantgi.models.unet import ConvNeXtUNet
 from instantgi.points import Mesh, make_mesh
 from instantgi.points.gradient import gradient_map
-from instantgi.render.ops import to_blocks
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 TILE, HALO = 1024, 128  # pixels; larger pictures are encoded in tiles that see so far beyond
@@ -224,7 +223,7 @@ class InstantGI(
     ) -> tuple[Gaussians, ...]:
         """The Gaussians as the fields made them, and after each of so many looks (None: all)."""
         stages = [Gaussians(*attributes[:3])]
-        target = to_blocks(image.detach().float())
+        target = look_target(image)
         for look in self.looks[:looks]:
             assert attributes.memory is not None
             size = image.shape[1:]

@@ -9,29 +9,30 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from instantgi.gaussians import Gaussians
-from instantgi.render.ops import (
-    COLORS_ONLY,
-    LOCAL,
-    rasterize_error,
-    rasterize_error_backward,
-    to_blocks,
-)
+from instantgi.render.ops import LOCAL, rasterize_error, rasterize_error_backward, to_blocks
 
 MEMORY = 32  # numbers that the fields hand on to the looks, per Gaussian
 CHUNK = 2**13  # Gaussians at a time, without gradients: what is made of them stays in the cache
 KEPT = 128  # chunks whose first results are kept; with more they are worked out twice
 
 
+def look_target(image: Float[Tensor, "C H W"]) -> Tensor:
+    """The picture and a black channel, as `to_blocks` makes them."""
+    image = image.detach().float()
+    return to_blocks(torch.cat([image, torch.zeros_like(image[:1])]))
+
+
 class Look(nn.Module):
     """The gradient of the squared error, in each Gaussian's frame, becomes a move.
 
     What a step of a fit would follow, the gradient for (u, S, c) of `LocalAdam`, is divided by the
-    sum over the pixels of w_n Σ_m w_m, and by the power of the color: then it has no unit, and
-    colors that move by less than twice it cannot make the error grow, however many Gaussians
-    overlap. With what the fields remember of the triangle it goes through a small MLP; a second one
-    reads its result and messages from the three neighbors, because Gaussians that overlap share one
-    error. What comes out is a move along that gradient, a free move, and the colors' share of their
-    gradient, in (0, 2).
+    sum over the pixels of w_n Σ_m w_m, and by the power of the color: then it has no unit. Those
+    sums are the row sums of AᵀA, whose diagonal matrix is above AᵀA because no entry is negative:
+    colors that move by less than twice that gradient cannot make the error grow. With what the
+    fields remember of the triangle it goes through a small MLP; a second one reads its result and
+    messages from the three neighbors, because Gaussians that overlap share one error. What comes
+    out is a move along that gradient, a free move, and the colors' share of their gradient, in
+    (0, 2).
     """
 
     def __init__(self, units: int = 64):
@@ -61,21 +62,22 @@ class Look(nn.Module):
         every look is trained to do what it can from where it is.
 
         Args:
-            target: the picture, as `to_blocks` makes it.
+            target: what `look_target` makes of the picture.
         """
         scene = gaussians.detach()
         means, cholesky, colors = scene.means, scene.cholesky, scene.colors
-        residual, _ = rasterize_error(means, cholesky, colors, target, height, width, False)
-        gradients = rasterize_error_backward(
-            residual, means, cholesky, colors, height, width, 1.0, LOCAL
-        )
-
-        overlap = _overlaps(scene, height, width)
+        size, white = (height, width), torch.ones_like(means[:, :1])
+        # The last channel is drawn white on black: its residual is what all weigh together. Black
+        # on the way back, it adds nothing to the gradient of the geometry.
+        lit, unlit = torch.cat([colors, white], 1), torch.cat([colors, 0 * white], 1)
+        residual, _ = rasterize_error(means, cholesky, lit, target, *size, False)
+        gradients = rasterize_error_backward(residual, means, cholesky, unlit, *size, 1.0, LOCAL)
+        geometry, fades, overlap = gradients[0], gradients[1][:, :-1], gradients[1][:, -1:]
 
         def pulls(chunk: slice) -> tuple[Tensor, ...]:
             shared = overlap[chunk] + 0.1
             power = colors[chunk].square().sum(1, keepdim=True) + 1e-3
-            return gradients[0][chunk] / (shared * power), gradients[1][chunk] / shared, power
+            return geometry[chunk] / (shared * power), fades[chunk] / shared, power
 
         def alone(chunk: slice) -> Tensor:
             pull, fade, power = pulls(chunk)
@@ -100,16 +102,6 @@ class Look(nn.Module):
 
         parts = in_two_rounds(len(means), alone, self.message, neighbors, together)
         return Gaussians(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-
-
-def _overlaps(gaussians: Gaussians, height: int, width: int) -> Float[Tensor, "N 1"]:
-    """The sum over the pixels of w_n Σ_m w_m: row sums of AᵀA, whose diagonal matrix is above AᵀA
-    because no entry is negative."""
-    white = torch.ones_like(gaussians.means[:, :1])
-    scene = (gaussians.means, gaussians.cholesky, white)
-    black = to_blocks(white.new_zeros(1, height, width))
-    coverage, _ = rasterize_error(*scene, black, height, width, False)
-    return rasterize_error_backward(coverage, *scene, height, width, 1.0, COLORS_ONLY)[1]
 
 
 def _moved(

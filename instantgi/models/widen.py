@@ -24,7 +24,7 @@ def widen(wide: LocalFields, narrow: LocalFields, seed: int = 0) -> None:
             f"and {len(narrow.grid)} samples"
         )
     random = torch.Generator().manual_seed(seed)
-    seen = narrow.alone[0].in_features - narrow.channels
+    seen = 3 * len(narrow.grid) + 19
     copies = torch.arange(units) % fewer
     messages = torch.arange(units // 4) % (fewer // 4)
     around = [fewer + i * (fewer // 4) + messages for i in range(3)]
