@@ -39,11 +39,9 @@ STARTS = ("heuristic", "network")
 DEFAULT_START, DEFAULT_CHECKPOINT = "heuristic", "tiny"
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
-# A short fit starts from the network's best picture and moves carefully. A longer one forgets the
-# picture and keeps the arrangement: there the looks do not pay, and smaller ellipses are better.
-SHORT_STEPS, SHORT_SECONDS = 60, 0.3
+SHORT = 60  # steps; fits of fewer start from the network's best picture, and move carefully
 SHORT_FIT = {"rate": 0.2, "color_rate": 0.06, "warm_up": 10}
-SHRINK = 0.8
+STEPS_A_SECOND = 100  # of a fit that is limited by time, roughly
 MAX_CURVE_POINTS = 400
 MAX_SAMPLES = 150_000_000
 
@@ -131,7 +129,9 @@ def run_stages(
             on_progress(progress)
         aside += time.perf_counter() - began
 
-    is_careful = recipe.start == "network" and stage.name == "colors" and is_short(recipe)
+    is_careful = (
+        recipe.start == "network" and stage.name == "colors" and expected_steps(recipe) < SHORT
+    )
     began = time.perf_counter()
     fitted = fit_image(
         image,
@@ -165,7 +165,8 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         if recipe.start == "network":
             network = _load_network(recipe.checkpoint)
             count, patch_size = recipe.num_gaussians, recipe.patch_size
-            gaussians = network_start(network, image, count, patch_size, is_short(recipe))
+            steps = expected_steps(recipe)
+            gaussians = network_start(network, image, count, patch_size, steps)
         else:
             gaussians = heuristic_start(image, num, recipe.patch_size)
         yield Stage(recipe.start, time.perf_counter() - began, gaussians)
@@ -179,24 +180,31 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         yield Stage("random", time.perf_counter() - began, gaussians)
 
 
-def is_short(recipe: Recipe) -> bool:
-    """Whether the fit of the recipe is too short to forget the picture that it starts from."""
-    steps, seconds = recipe.iterations, recipe.seconds
-    return (steps is not None and steps < SHORT_STEPS) or (
-        seconds is not None and seconds < SHORT_SECONDS
-    )
+def expected_steps(recipe: Recipe) -> float:
+    """How many steps the fit will take, at most."""
+    steps = math.inf if recipe.iterations is None else recipe.iterations
+    seconds = math.inf if recipe.seconds is None else recipe.seconds
+    return min(steps, STEPS_A_SECOND * seconds)
 
 
 @torch.no_grad()
 def network_start(
-    network: Any, image: Tensor, num_gaussians: int | None, patch_size: int = 3, short: bool = True
+    network: Any,
+    image: Tensor,
+    num_gaussians: int | None = None,
+    patch_size: int = 3,
+    steps: float = 0,
 ) -> Gaussians:
-    """Where a fit starts: a short one from all that the network can do, a longer one from smaller
-    ellipses of its fields alone."""
-    if short:
-        return network(image, num_gaussians=num_gaussians, patch_size=patch_size)
-    made = network(image, num_gaussians=num_gaussians, patch_size=patch_size, looks=0)
-    return Gaussians(made.means, SHRINK * made.cholesky, made.colors / SHRINK**2)
+    """The Gaussians from which a fit of so many steps should start.
+
+    The longer a fit, the less is left of the picture that it starts from, and the more room to
+    move helps: smaller ellipses from 0 steps on, down to 0.8 of their size, and without the
+    network's looks from 60 steps on.
+    """
+    looks = None if steps < SHORT else 0
+    made = network(image, num_gaussians=num_gaussians, patch_size=patch_size, looks=looks)
+    size = max(0.8, 1 - steps / 500)
+    return Gaussians(made.means, size * made.cholesky, made.colors / size**2)
 
 
 @functools.lru_cache(maxsize=2)

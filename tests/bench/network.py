@@ -34,7 +34,7 @@ from bench.timing import conditions, milliseconds, spread
 from data.prepare import TargetRecipe, target_map
 from instantgi.fit import LocalAdam, fit_image, heuristic_start, solve_colors
 from instantgi.images import read_image, to_8bit
-from instantgi.infer import SHORT_FIT, SOLVE_ITERATIONS, Recipe, is_short, network_start
+from instantgi.infer import SHORT, SHORT_FIT, SOLVE_ITERATIONS, STEPS_A_SECOND, network_start
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
 from instantgi.models.instantgi import mixed_precision
@@ -43,7 +43,7 @@ from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize
 
 PICTURE = Path(__file__).parents[2] / "assets" / "kodim23.png"
-BUDGETS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
+BUDGETS = (0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 
 
 def stages(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict:
@@ -70,15 +70,16 @@ def race(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict[st
     reached: dict[str, list[float]] = {"network": [], "heuristic": []}
     for budget in BUDGETS:
         for name in reached:
-            short = name == "network" and is_short(Recipe(iterations=None, seconds=budget))
+            steps = STEPS_A_SECOND * budget
             began = time.perf_counter()
             if name == "network":
-                start = network_start(network, image, num_gaussians, short=short)
+                start = network_start(network, image, num_gaussians, steps=steps)
             else:
                 start = heuristic_start(image, num_gaussians)
             gaussians = solve_colors(start, image, SOLVE_ITERATIONS)
             left = max(0.0, budget - (time.perf_counter() - began))
-            method = LocalAdam(**SHORT_FIT) if short else "instantgi"
+            careful = name == "network" and steps < SHORT
+            method = LocalAdam(**SHORT_FIT) if careful else "instantgi"
             fitted = fit_image(image, gaussians, method=method, seconds=left)
             reached[name].append(psnr(rasterize(fitted, *image.shape[1:]), image))
     return reached
