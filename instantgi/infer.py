@@ -39,8 +39,9 @@ STARTS = ("heuristic", "network")
 DEFAULT_START, DEFAULT_CHECKPOINT = "heuristic", "tiny"
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
-SHORT = 60  # steps; fits of fewer start from the network's best picture, and move carefully
-SHORT_FIT = {"rate": 0.2, "color_rate": 0.06, "warm_up": 10}
+SHORT = 75  # steps; fits of fewer start from what the network's looks made
+CAREFUL = 40  # steps; fits of fewer from a network start keep its picture: they move less
+CAREFUL_FIT = {"rate": 0.2, "color_rate": 0.06, "warm_up": 10}
 STEPS_A_SECOND = 100  # of a fit that is limited by time, roughly
 MAX_CURVE_POINTS = 400
 MAX_SAMPLES = 150_000_000
@@ -130,14 +131,14 @@ def run_stages(
         aside += time.perf_counter() - began
 
     is_careful = (
-        recipe.start == "network" and stage.name == "colors" and expected_steps(recipe) < SHORT
+        recipe.start == "network" and stage.name == "colors" and expected_steps(recipe) < CAREFUL
     )
     began = time.perf_counter()
     fitted = fit_image(
         image,
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
-        method=LocalAdam(**SHORT_FIT) if is_careful else recipe.method,
+        method=LocalAdam(**CAREFUL_FIT) if is_careful else recipe.method,
         num_gaussians=len(stage.gaussians) or None,
         iterations=recipe.iterations,
         seconds=recipe.seconds,
@@ -198,12 +199,12 @@ def network_start(
     """The Gaussians from which a fit of so many steps should start.
 
     The longer a fit, the less is left of the picture that it starts from, and the more room to
-    move helps: smaller ellipses from 0 steps on, down to 0.8 of their size, and without the
-    network's looks from 60 steps on.
+    move helps: smaller ellipses, down to 0.8 of their size from 50 steps on, and those of the
+    fields alone from 75 on.
     """
     looks = None if steps < SHORT else 0
     made = network(image, num_gaussians=num_gaussians, patch_size=patch_size, looks=looks)
-    size = max(0.8, 1 - steps / 500)
+    size = max(0.8, 1 - steps / 250)
     return Gaussians(made.means, size * made.cholesky, made.colors / size**2)
 
 

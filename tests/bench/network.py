@@ -34,7 +34,7 @@ from bench.timing import conditions, milliseconds, spread
 from data.prepare import TargetRecipe, target_map
 from instantgi.fit import LocalAdam, fit_image, heuristic_start, solve_colors
 from instantgi.images import read_image, to_8bit
-from instantgi.infer import SHORT, SHORT_FIT, SOLVE_ITERATIONS, STEPS_A_SECOND, network_start
+from instantgi.infer import CAREFUL, CAREFUL_FIT, SOLVE_ITERATIONS, STEPS_A_SECOND, network_start
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
 from instantgi.models.instantgi import mixed_precision
@@ -78,8 +78,8 @@ def race(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict[st
                 start = heuristic_start(image, num_gaussians)
             gaussians = solve_colors(start, image, SOLVE_ITERATIONS)
             left = max(0.0, budget - (time.perf_counter() - began))
-            careful = name == "network" and steps < SHORT
-            method = LocalAdam(**SHORT_FIT) if careful else "instantgi"
+            careful = name == "network" and steps < CAREFUL
+            method = LocalAdam(**CAREFUL_FIT) if careful else "instantgi"
             fitted = fit_image(image, gaussians, method=method, seconds=left)
             reached[name].append(psnr(rasterize(fitted, *image.shape[1:]), image))
     return reached
