@@ -40,8 +40,6 @@ DEFAULT_START, DEFAULT_CHECKPOINT = "heuristic", "tiny"
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
 SHORT = 75  # steps; fits of fewer start from what the network's looks made
-CAREFUL = 40  # steps; fits of fewer from a network start keep its picture: they move less
-CAREFUL_FIT = {"rate": 0.2, "color_rate": 0.06, "warm_up": 10}
 STEPS_A_SECOND = 100  # of a fit that is limited by time, roughly
 MAX_CURVE_POINTS = 400
 MAX_SAMPLES = 150_000_000
@@ -130,15 +128,13 @@ def run_stages(
             on_progress(progress)
         aside += time.perf_counter() - began
 
-    is_careful = (
-        recipe.start == "network" and stage.name == "colors" and expected_steps(recipe) < CAREFUL
-    )
+    is_from_network = recipe.start == "network" and stage.name == "colors"
     began = time.perf_counter()
     fitted = fit_image(
         image,
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
-        method=LocalAdam(**CAREFUL_FIT) if is_careful else recipe.method,
+        method=network_fit(expected_steps(recipe)) if is_from_network else recipe.method,
         num_gaussians=len(stage.gaussians) or None,
         iterations=recipe.iterations,
         seconds=recipe.seconds,
@@ -206,6 +202,13 @@ def network_start(
     made = network(image, num_gaussians=num_gaussians, patch_size=patch_size, looks=looks)
     size = max(0.8, 1 - steps / 250)
     return Gaussians(made.means, size * made.cholesky, made.colors / size**2)
+
+
+def network_fit(steps: float) -> LocalAdam:
+    """How a fit of so many steps moves from there: the shorter, the less."""
+    if steps < 40:
+        return LocalAdam(rate=0.2, color_rate=0.06, warm_up=10)
+    return LocalAdam(memory=3, warm_up=6) if steps < SHORT else LocalAdam()
 
 
 @functools.lru_cache(maxsize=2)

@@ -18,7 +18,6 @@ from instantgi.render.ops import (
     to_blocks,
 )
 
-MEMORY = 4  # steps that the momentum remembers at first; one more for every ten steps
 RELOCATION_GAP = 20  # steps that moved Gaussians get to settle
 LAST_RELOCATION = 0.5  # of the fit; later ones no longer pay
 
@@ -71,6 +70,7 @@ class LocalAdam:
         solve_iterations: color iterations before the first step, when the method makes its own
             start.
         warm_up: steps until the full rate: before that, √v̂ says little about a gradient's size.
+        memory: steps that the momentum remembers at first; one more for every ten steps.
     """
 
     def __init__(
@@ -82,9 +82,10 @@ class LocalAdam:
         relocated: float = 0.05,
         solve_iterations: int = 10,
         warm_up: int = 5,
+        memory: int = 4,
     ):
         self.rate, self.color_rate, self.beta2 = rate, color_rate, beta2
-        self.warm_up = warm_up
+        self.warm_up, self.memory = warm_up, memory
         self.relocations, self.relocated = relocations, relocated
         self.solve_iterations = solve_iterations
 
@@ -136,7 +137,7 @@ class LocalAdam:
 
     def betas(self) -> list[float]:
         """Decay of the mean and of the mean square gradient in this step."""
-        beta1 = 1 - 1 / (MEMORY + self.iteration / 10)
+        beta1 = 1 - 1 / (self.memory + self.iteration / 10)
         return [beta1, max(self.beta2, beta1**2)]
 
     def gaussians(self) -> Gaussians:

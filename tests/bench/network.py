@@ -34,7 +34,7 @@ from bench.timing import conditions, milliseconds, spread
 from data.prepare import TargetRecipe, target_map
 from instantgi.fit import LocalAdam, fit_image, heuristic_start, solve_colors
 from instantgi.images import read_image, to_8bit
-from instantgi.infer import CAREFUL, CAREFUL_FIT, SOLVE_ITERATIONS, STEPS_A_SECOND, network_start
+from instantgi.infer import SOLVE_ITERATIONS, STEPS_A_SECOND, network_fit, network_start
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
 from instantgi.models.instantgi import mixed_precision
@@ -78,8 +78,7 @@ def race(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict[st
                 start = heuristic_start(image, num_gaussians)
             gaussians = solve_colors(start, image, SOLVE_ITERATIONS)
             left = max(0.0, budget - (time.perf_counter() - began))
-            careful = name == "network" and steps < CAREFUL
-            method = LocalAdam(**CAREFUL_FIT) if careful else "instantgi"
+            method = network_fit(steps) if name == "network" else "instantgi"
             fitted = fit_image(image, gaussians, method=method, seconds=left)
             reached[name].append(psnr(rasterize(fitted, *image.shape[1:]), image))
     return reached
@@ -150,6 +149,7 @@ def plot_race(rows: dict[str, dict[str, list[float]]], path: Path) -> None:
         means = torch.tensor([row[name] for row in rows.values()]).mean(0)
         axes.plot(BUDGETS, means.tolist(), style, label=f"{name} start")
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xticks(BUDGETS, [f"{budget:g}" for budget in BUDGETS])
     axes.set(xlabel="seconds from the picture in memory on", ylabel="PSNR, dB")
     axes.grid(alpha=0.3)
