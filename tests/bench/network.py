@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.timing import conditions, milliseconds, spread
 
 from data.prepare import TargetRecipe, target_map
-from instantgi.fit import LocalAdam, fit_image, heuristic_start, solve_colors
+from instantgi.fit import fit_image, heuristic_start, solve_colors
 from instantgi.images import read_image, to_8bit
 from instantgi.infer import SOLVE_ITERATIONS, STEPS_A_SECOND, network_fit, network_start
 from instantgi.metrics import psnr
