@@ -159,10 +159,11 @@ class TrainInstantGI(lightning.LightningModule):
         position_map = prediction.position_map
         if self.objective == "published":
             losses = {"map": focal_map_loss(position_map, target)}
-            attributes = prediction.attributes
-            drawn = rasterize(prediction.gaussians(), *image.shape[1:])
-            losses["picture"] = weighted_picture_loss(drawn, image, position_map)
-            losses["scales"] = scale_penalty(attributes.scales)
+            for number, made in enumerate(prediction.stages):  # one, and another after each look
+                drawn = rasterize(made, *image.shape[1:])
+                name = f"look_{number}" if number else "picture"
+                losses[name] = weighted_picture_loss(drawn, image, position_map)
+            losses["scales"] = scale_penalty(prediction.attributes.scales)
             return losses
         losses = {"map": MAP_SHARE * relative_map_loss(position_map, target)}
         return losses | self._refined_losses(prediction, image)

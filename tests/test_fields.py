@@ -110,7 +110,7 @@ def test_published_fields_give_finite_gradients(options):
     fields = PublishedFields(8, **options)
     features = torch.randn(8, 40, 56, requires_grad=True)
     made = fields(features, image, mesh)
-    torch.stack([part.square().mean() for part in made]).sum().backward()
+    torch.stack([part.square().mean() for part in made[:4]]).sum().backward()
     assert features.grad is not None and features.grad.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in fields.parameters())
 

@@ -26,7 +26,7 @@ from instantgi.images import read_image
 from instantgi.models import InstantGI
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = {"fields": "published"}
+PUBLISHED = {"fields": "published", "looks": 0}
 CORRECTED = PUBLISHED | {
     "padding": "border",
     "rotation": "angle",
@@ -36,6 +36,7 @@ CORRECTED = PUBLISHED | {
 # name → options of the network, arguments of `TrainInstantGI`, arguments of the prediction
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "ours": ({}, {}, {}),
+    "no look at the error": ({"looks": 0}, {}, {}),
     "color field": ({"color": "field"}, {}, {}),
     "trained at one density": ({}, {"density": "[0.11, 0.11]"}, {}),
     "map from nothing": ({"position": "field"}, {}, {}),
