@@ -16,7 +16,7 @@ from instantgi import native
 from instantgi.files import replace_on_success
 from instantgi.fit import Progress
 from instantgi.images import to_8bit
-from instantgi.infer import DEFAULT_START, Recipe, read_picture, run_stages, score
+from instantgi.infer import Recipe, read_picture, run_stages, score
 from instantgi.metrics import psnr
 from instantgi.render import rasterize
 
@@ -61,7 +61,7 @@ def run_bench(
     num_gaussians: int | None = None,
     background: str | None = None,
     seed: int = 0,
-    start: str | None = None,
+    start: str = "auto",
     curve: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def run_bench(
         ValueError: if `output` holds other settings, or something else.
     """
     settings: dict[str, Any] = {"num_gaussians": num_gaussians, "background": background}
-    settings |= {"seed": seed, "start": DEFAULT_START if start is None else start}
+    settings |= {"seed": seed, "start": start}
     rows = _load_rows(output, settings)
     made = {_key(row): row for row in rows}
     wanted = [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 NO_CUDA = "there are no CUDA kernels in this version; leave --device out to use the CPU"
+STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -93,9 +94,9 @@ def _infer(commands: Any) -> None:
     _add_fit_arguments(parser)
     parser.add_argument(
         "--start",
-        choices=("network", "heuristic"),
-        help="where the fit starts: from a network's Gaussians or from the image gradient "
-        "(default: heuristic, or network with --checkpoint)",
+        choices=STARTS,
+        help="where the fit starts: from a network's Gaussians or from the image gradient; auto "
+        "is the better for as many steps or seconds (default: auto, or network with --checkpoint)",
     )
     parser.add_argument(
         "--checkpoint",
@@ -143,8 +144,8 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-gaussians",
         type=_whole(2),
         metavar="N",
-        help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel; from a "
-        "network, as many as it sees fit)",
+        help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel; with "
+        "--start network, as many as it sees fit)",
     )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
@@ -295,8 +296,9 @@ def _bench(commands: Any) -> None:
     )
     add(
         "--start",
-        choices=("network", "heuristic"),
-        help="of the method instantgi, with the network that ships (default: heuristic)",
+        choices=STARTS,
+        default="auto",
+        help="of the method instantgi, as in infer (default: %(default)s)",
     )
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
     add(
@@ -376,8 +378,8 @@ def _listed(parse: Callable[[str], Any]) -> Callable[[str], list]:
 
 
 def _run_fits(options: argparse.Namespace) -> int:
-    if options.checkpoint is not None and options.start == "heuristic":
-        options.parser.error("argument --checkpoint: not allowed with --start heuristic")
+    if options.checkpoint is not None and options.start in ("heuristic", "auto"):
+        options.parser.error(f"argument --checkpoint: not allowed with --start {options.start}")
     if options.init is not None and (options.checkpoint or options.start):
         options.parser.error("argument --init: not allowed with --start and --checkpoint")
     if options.device == "cuda":
@@ -410,12 +412,12 @@ def _folders(options: argparse.Namespace) -> list[Path]:
 
 
 def _fit_one(image: str, folder: Path, options: argparse.Namespace) -> None:
-    from instantgi.infer import DEFAULT_CHECKPOINT, DEFAULT_START, Recipe, infer_image
+    from instantgi.infer import DEFAULT_CHECKPOINT, Recipe, infer_image
 
     names = {field.name for field in dataclasses.fields(Recipe)}
     chosen = {name: value for name, value in vars(options).items() if name in names}
     if options.start is None:
-        chosen["start"] = DEFAULT_START if options.checkpoint is None else "network"
+        chosen["start"] = "auto" if options.checkpoint is None else "network"
     if options.checkpoint is None:
         chosen["checkpoint"] = DEFAULT_CHECKPOINT
     if options.iterations is None and options.seconds is None:

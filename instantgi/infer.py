@@ -19,7 +19,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from instantgi.fit import (
-    LocalAdam,
     Progress,
     default_count,
     fit_image,
@@ -27,6 +26,7 @@ from instantgi.fit import (
     make_fitter,
     solve_colors,
 )
+from instantgi.fit.network import expected_steps, is_ahead, network_fit, network_start
 from instantgi.folders import prepare_folder, replace_folder
 from instantgi.gaussians import Gaussians
 from instantgi.images import flatten_alpha, read_image, to_8bit, write_image
@@ -35,12 +35,10 @@ from instantgi.render import rasterize
 
 GAUSSIANS, REPORT, SNAPSHOT = "gaussians.safetensors", "report.json", "snapshot.safetensors"
 RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
-STARTS = ("heuristic", "network")
-DEFAULT_START, DEFAULT_CHECKPOINT = "heuristic", "tiny"
+STARTS = ("auto", "network", "heuristic")
+DEFAULT_CHECKPOINT = "tiny"
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
-SHORT = 75  # steps; fits of fewer start from what the network's looks made
-STEPS_A_SECOND = 100  # of a fit that is limited by time, roughly
 MAX_CURVE_POINTS = 400
 MAX_SAMPLES = 150_000_000
 
@@ -51,11 +49,12 @@ class Recipe:
 
     Attributes:
         method: a name of `instantgi.fit.METHODS`.
-        start: of the method "instantgi": "network", or "heuristic", from the picture's gradient.
+        start: of the method "instantgi": "network"; "heuristic", from the picture's gradient; or
+            "auto", the better of both for as long a fit, see `instantgi.fit.network.is_ahead`.
         checkpoint: the network, see `InstantGI.from_pretrained`; a start of "heuristic" needs none.
         patch_size: side of the largest dithering cell of either start.
-        num_gaussians: None for `default_count`, and for as many as the network sees fit; else an
-            upper limit for either start.
+        num_gaussians: an upper limit; None for `default_count`, and with the start "network" for
+            as many as it sees fit.
         init: a file of Gaussians to start from.
         iterations, seconds, psnr: where the fit stops, whichever comes first; see `fit_image`.
         background: a color of CSS to lay the picture over; None keeps opacity as a fourth channel.
@@ -63,7 +62,7 @@ class Recipe:
     """
 
     method: str = "instantgi"
-    start: str = DEFAULT_START
+    start: str = "auto"
     checkpoint: str = DEFAULT_CHECKPOINT
     patch_size: int = 3
     num_gaussians: int | None = None
@@ -115,10 +114,10 @@ def run_stages(
     What the caller does between two stages and in `on_progress` (called after each step) is not
     timed.
     """
-    stage = None
+    names = []
     for stage in _start_stages(image, recipe):
+        names.append(stage.name)
         yield stage
-    assert stage is not None
     steps, aside = 0, 0.0
 
     def look(progress: Progress) -> None:
@@ -128,13 +127,13 @@ def run_stages(
             on_progress(progress)
         aside += time.perf_counter() - began
 
-    is_from_network = recipe.start == "network" and stage.name == "colors"
+    limits = (*image.shape[1:], recipe.iterations, recipe.seconds)
     began = time.perf_counter()
     fitted = fit_image(
         image,
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
-        method=network_fit(expected_steps(recipe)) if is_from_network else recipe.method,
+        method=network_fit(expected_steps(*limits)) if "network" in names else recipe.method,
         num_gaussians=len(stage.gaussians) or None,
         iterations=recipe.iterations,
         seconds=recipe.seconds,
@@ -149,24 +148,26 @@ def run_stages(
 def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
     """Where the fit starts: from a file, from the picture's gradient, or as the method has it."""
     height, width = image.shape[1:]
-    num = recipe.num_gaussians
-    if num is None:
-        num = default_count(height, width, recipe.patch_size)
-    if recipe.init is None and recipe.start == "network":
+    count = recipe.num_gaussians
+    num = default_count(height, width, recipe.patch_size) if count is None else count
+    limits = (height, width, recipe.iterations, recipe.seconds)
+    start = recipe.start
+    if start == "auto":
+        start = "network" if is_ahead(*limits) else "heuristic"
+        count = num
+    if recipe.init is None and recipe.method == "instantgi" and start == "network":
         importlib.import_module("instantgi.models")  # imports are not part of any stage
     began = time.perf_counter()
     if recipe.init is not None:
         gaussians = _load_start(recipe.init, image)
         yield Stage("init", time.perf_counter() - began, gaussians)
     elif recipe.method == "instantgi":
-        if recipe.start == "network":
-            network = _load_network(recipe.checkpoint)
-            count, patch_size = recipe.num_gaussians, recipe.patch_size
-            steps = expected_steps(recipe)
-            gaussians = network_start(network, image, count, patch_size, steps)
+        if start == "network":
+            network, steps = _load_network(recipe.checkpoint), expected_steps(*limits)
+            gaussians = network_start(network, image, count, recipe.patch_size, steps)
         else:
             gaussians = heuristic_start(image, num, recipe.patch_size)
-        yield Stage(recipe.start, time.perf_counter() - began, gaussians)
+        yield Stage(start, time.perf_counter() - began, gaussians)
         began = time.perf_counter()
         gaussians = solve_colors(gaussians, image, SOLVE_ITERATIONS)
         yield Stage("colors", time.perf_counter() - began, gaussians)
@@ -175,40 +176,6 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         fitter.start(image, None, num, recipe.seed)
         gaussians = fitter.gaussians()
         yield Stage("random", time.perf_counter() - began, gaussians)
-
-
-def expected_steps(recipe: Recipe) -> float:
-    """How many steps the fit will take, at most."""
-    steps = math.inf if recipe.iterations is None else recipe.iterations
-    seconds = math.inf if recipe.seconds is None else recipe.seconds
-    return min(steps, STEPS_A_SECOND * seconds)
-
-
-@torch.no_grad()
-def network_start(
-    network: Any,
-    image: Tensor,
-    num_gaussians: int | None = None,
-    patch_size: int = 3,
-    steps: float = 0,
-) -> Gaussians:
-    """The Gaussians from which a fit of so many steps should start.
-
-    The longer a fit, the less is left of the picture that it starts from, and the more room to
-    move helps: smaller ellipses, down to 0.8 of their size from 50 steps on, and those of the
-    fields alone from 75 on.
-    """
-    looks = None if steps < SHORT else 0
-    made = network(image, num_gaussians=num_gaussians, patch_size=patch_size, looks=looks)
-    size = max(0.8, 1 - steps / 250)
-    return Gaussians(made.means, size * made.cholesky, made.colors / size**2)
-
-
-def network_fit(steps: float) -> LocalAdam:
-    """How a fit of so many steps moves from there: the shorter, the less."""
-    if steps < 40:
-        return LocalAdam(rate=0.2, color_rate=0.06, warm_up=10)
-    return LocalAdam(memory=3, warm_up=6) if steps < SHORT else LocalAdam()
 
 
 @functools.lru_cache(maxsize=2)

@@ -161,6 +161,12 @@ class InstantGI(
                 return super().from_pretrained(name, **options).eval()
         except (SafetensorError, RuntimeError, HFValidationError) as error:
             raise OSError(f"{name}: is not a network of this kind ({error})") from error
+        except OSError as error:
+            if folder.is_dir():
+                raise
+            raise OSError(
+                f"{name}: is no folder here, and did not come from the Hugging Face Hub ({error})"
+            ) from error
 
     def forward(
         self,

@@ -33,8 +33,9 @@ from bench.timing import conditions, milliseconds, spread
 
 from data.prepare import TargetRecipe, target_map
 from instantgi.fit import fit_image, heuristic_start, solve_colors
+from instantgi.fit.network import expected_steps, network_fit, network_start
 from instantgi.images import read_image, to_8bit
-from instantgi.infer import SOLVE_ITERATIONS, STEPS_A_SECOND, network_fit, network_start
+from instantgi.infer import SOLVE_ITERATIONS
 from instantgi.metrics import psnr
 from instantgi.models import InstantGI
 from instantgi.models.instantgi import mixed_precision
@@ -70,7 +71,7 @@ def race(network: InstantGI, image: torch.Tensor, num_gaussians: int) -> dict[st
     reached: dict[str, list[float]] = {"network": [], "heuristic": []}
     for budget in BUDGETS:
         for name in reached:
-            steps = STEPS_A_SECOND * budget
+            steps = expected_steps(*image.shape[1:], seconds=budget)
             began = time.perf_counter()
             if name == "network":
                 start = network_start(network, image, num_gaussians, steps=steps)
