@@ -5,26 +5,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "describe_triangles.h"
 #include "parallel.h"
 
 namespace {
+using namespace instantgi;
 
 constexpr int kLanes = 16;
-constexpr float kRound = 0.05f;  // px², added to both variances of a triangle
-constexpr float kFar = 8;        // frame units: places beyond count as so far
-constexpr float kFlat = 0.01f;   // added to a patch's deviation: noise is not contrast
-
-struct Frame {
-    float l11, l21, l22;
-};
-
-Frame frame_of(const float* covariance) {
-    const float l11 = std::sqrt(covariance[0] + kRound), l21 = covariance[1] / l11;
-    return {l11, l21, std::sqrt(covariance[2] + kRound - l21 * l21)};
-}
-
-float limit(float value, float largest) { return std::min(std::max(value, -largest), largest); }
-
 struct Picture {
     int64_t channels, height, width;
     const float* values;
@@ -100,21 +87,6 @@ Contrast normalise(const float* const planes[3], int64_t count, float* out) {
     return contrast;
 }
 
-// Corners, middles of the sides and middle of the inner half of a side x side plane, the last two
-// means of what lies between; out[9] is `step` apart.
-void nine_of(const float* plane, int64_t side, float* out, int64_t step) {
-    const int64_t first = side / 4, last = side - 1 - first;
-    const int64_t from[3] = {first, first + 1, last}, to[3] = {first + 1, last, last + 1};
-    for (int row = 0; row < 3; ++row)
-        for (int column = 0; column < 3; ++column) {
-            float sum = 0;
-            for (int64_t y = from[row]; y < to[row]; ++y)
-                for (int64_t x = from[column]; x < to[column]; ++x) sum += plane[y * side + x];
-            const int64_t places = (to[row] - from[row]) * (to[column] - from[column]);
-            out[(3 * row + column) * step] = sum / float(places);
-        }
-}
-
 }  // namespace
 
 // Triangles first … first + num − 1 of a mesh: image [C, height, width]; points [P, 2]; triangles
@@ -122,8 +94,8 @@ void nine_of(const float* plane, int64_t side, float* out, int64_t step) {
 // known [num, 3 side² + 19], nine [num, 9, C], frames [num, 3] as in `describe_triangles_reference`.
 INSTANTGI_API const char* instantgi_describe_triangles(
     int64_t channels, int64_t height, int64_t width, int64_t num_points, int64_t num_triangles, int64_t first,
-    int64_t num, int64_t side, const float* image, const float* points, const int64_t* triangles,
-    const int64_t* neighbors, const float* centers, const float* covariances, const float* grid, float* known,
+    int64_t num, int64_t side, const float* image, const float* points, const long long* triangles,
+    const long long* neighbors, const float* centers, const float* covariances, const float* grid, float* known,
     float* nine, float* frames, int64_t num_threads) {
     if (height * width >= int64_t(1) << 31 || std::max(height, width) > 1 << 24)
         return "pictures of 2^31 pixels or sides above 2^24 are not sampled";
@@ -132,7 +104,7 @@ INSTANTGI_API const char* instantgi_describe_triangles(
             neighbors[i] >= num_triangles)
             return "a triangle names a point or a neighbor that is not there";
     const Picture picture{channels, height, width, image};
-    const int64_t places = side * side, length = 3 * places + 19;
+    const int64_t places = side * side, length = 3 * places + kNumbers;
     instantgi::parallel_ranges(num, 512, int(num_threads), [&](int64_t begin, int64_t end) {
         std::vector<float> planes(size_t(channels * places));
         for (int64_t n = begin; n < end; ++n) {
@@ -146,30 +118,12 @@ INSTANTGI_API const char* instantgi_describe_triangles(
             const Contrast contrast = normalise(rgb, places, out);
             out += 3 * places;
 
-            float zx[6], zy[6], least = 4;
-            int start = 0;
-            for (int i = 0; i < 6; ++i) {
-                const float* place =
-                    i < 3 ? points + 2 * triangles[3 * t + i] : centers + 2 * neighbors[3 * t + i - 3];
-                const float x = (place[0] - center[0]) / l.l11;
-                zx[i] = limit(x, kFar);
-                zy[i] = limit((place[1] - center[1] - l.l21 * x) / l.l22, kFar);
-                const float angle = std::atan2(zy[i], zx[i]);
-                if (i < 3 && angle < least) least = angle, start = i;
-            }
-            for (int i = 0; i < 6; ++i) {
-                const int from = i / 3 * 3 + (start + i) % 3;
-                out[2 * i] = zx[from] / 3, out[2 * i + 1] = zy[from] / 3;
-            }
-            out += 12;
-            out[0] = std::log(l.l11 * l.l22) / 2;
-            out[1] = std::log(l.l11 / l.l22);
-            out[2] = limit(l.l21 / l.l22, 4);
-            out[3] = std::log(contrast.deviation) / 2 + 1;
-            for (int k = 0; k < 3; ++k) out[4 + k] = contrast.mean[k] - 0.5f;
-
+            places_around(t, l, points, triangles, neighbors, centers, out);
+            shape_and_color(l, contrast.deviation, contrast.mean, out + 12);
             for (int64_t c = 0; c < channels; ++c)
-                nine_of(planes.data() + c * places, side, nine + n * 9 * channels + c, channels);
+                for (int ninth = 0; ninth < 9; ++ninth)
+                    nine[(n * 9 + ninth) * channels + c] =
+                        ninth_of(planes.data() + c * places, int(side), ninth / 3, ninth % 3);
             float* frame = frames + 3 * n;
             frame[0] = l.l11, frame[1] = l.l21, frame[2] = l.l22;
         }

@@ -45,4 +45,44 @@ INSTANTGI_FORMULA Extent<T> extent(T l11, T l21, T l22, Sqrt root) {
             T(kRadius) * width * depth / deviation_y, T(kRadius) * signed_l21};
 }
 
+// Left and right of the ellipse, from the mean, over the heights low to high above it; both within
+// reach, the ellipse's own.
+template <typename T>
+struct Span {
+    T left, right;
+};
+
+template <typename T, typename Sqrt>
+INSTANTGI_FORMULA Span<T> row_span(T slope, T half, T widest, T reach, T low, T high, Sqrt root) {
+    const T inverse = 1 / reach;
+    const T above = widest < low ? low : widest, below = -widest < low ? low : -widest;
+    const T right_dy = above < high ? above : high, left_dy = below < high ? below : high;
+    const T right_t = right_dy * inverse, left_t = left_dy * inverse;
+    const T right_square = 1 - right_t * right_t, left_square = 1 - left_t * left_t;
+    return {slope * left_dy - half * root(left_square < 0 ? T(0) : left_square),
+            slope * right_dy + half * root(right_square < 0 ? T(0) : right_square)};
+}
+
+enum Coordinates { kColorsOnly = 0, kLocal = 1, kParameters = 2 };
+
+// From the moments of one Gaussian, Σ w q z and Σ w q z zᵀ in units of (u, v), to its gradient times
+// `scale`, in place. kLocal: of (u, S) in mean + L u and L (I + S) Lᵀ: u1, u2, s11, s12, s22;
+// kParameters: of the mean (2) and cholesky (3).
+template <typename T>
+INSTANTGI_FORMULA void finish_geometry(const T* cholesky, double scale, int coordinates, T* moments) {
+    const T one = T(scale / kUnit), two = T(scale / (kUnit * kUnit));
+    const T z1 = moments[0] * one, z2 = moments[1] * one;
+    const T z11 = moments[2] * two, z12 = moments[3] * two, z22 = moments[4] * two;
+    if (coordinates == kLocal) {
+        // ∂w/∂u = w z and ∂w/∂S = ½ w z zᵀ; s12 stands for two entries.
+        moments[0] = z1, moments[1] = z2, moments[2] = z11 / 2, moments[3] = z12, moments[4] = z22 / 2;
+    } else {
+        // ∂w/∂mean = w L⁻ᵀ z and ∂w/∂L = w L⁻ᵀ z zᵀ, lower triangle.
+        const T i11 = 1 / cholesky[0], i22 = 1 / cholesky[2];
+        const T i21 = -cholesky[1] / (cholesky[0] * cholesky[2]);
+        moments[0] = i11 * z1 + i21 * z2, moments[1] = i22 * z2;
+        moments[2] = i11 * z11 + i21 * z12, moments[3] = i22 * z12, moments[4] = i22 * z22;
+    }
+}
+
 }  // namespace instantgi

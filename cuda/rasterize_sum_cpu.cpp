@@ -188,17 +188,14 @@ struct Spans {
 template <typename T>
 INLINE void find_spans(const Splat<T>& g, int64_t row, int64_t cols, Spans& spans) {
     const Extent<T>& e = g.extent;
-    const T margin = slack(e.reach_x), reach = std::max(e.reach_y, T(1e-30)), inverse = 1 / reach;
+    const T margin = slack(e.reach_x), reach = std::max(e.reach_y, T(1e-30));
     for (int lane = 0; lane < kLanes; ++lane) {
         const T top = T((row + lane) * kSide) + T(0.5) - g.mean_y, bottom = top + T(kSide - 1);
         const T low = std::max(top, -reach), high = std::min(bottom, reach);
-        const T right_dy = std::min(std::max(e.widest, low), high);
-        const T left_dy = std::min(std::max(-e.widest, low), high);
-        const T right_t = right_dy * inverse, left_t = left_dy * inverse;
-        const T right = e.slope * right_dy + e.half * std::sqrt(std::max(T(0), 1 - right_t * right_t));
-        const T left = e.slope * left_dy - e.half * std::sqrt(std::max(T(0), 1 - left_t * left_t));
-        const T first = (g.mean_x + left - margin - T(3.5)) * T(0.25) + 1;
-        const T last = (g.mean_x + right + margin - T(0.5)) * T(0.25) + 1;
+        const Span<T> span =
+            row_span(e.slope, e.half, e.widest, reach, low, high, [](T x) { return std::sqrt(x); });
+        const T first = (g.mean_x + span.left - margin - T(3.5)) * T(0.25) + 1;
+        const T last = (g.mean_x + span.right + margin - T(0.5)) * T(0.25) + 1;
         const int32_t begin = int32_t(std::min(std::max(first, T(0)), T(cols)));
         const int32_t end = int32_t(std::min(std::max(last, T(0)), T(cols)));
         // Whatever the arithmetic did, memory outside the picture is never touched.
@@ -536,8 +533,6 @@ const char* forward_error(const Scene<T>& scene, const T* target, bool clamp, T*
     return nullptr;
 }
 
-enum Coordinates { kColorsOnly = 0, kLocal = 1, kParameters = 2 };
-
 // Adds the moments of the listed Gaussians, Σ w q z and Σ w q z zᵀ (q = color · gradient, z in units
 // of (u, v)), to moments [N, 5], and Σ w gradient to grad_colors [N, channels].
 template <typename T, int C, bool Geometry>
@@ -575,28 +570,8 @@ INLINE void gather(const Scene<T>& scene, Work<T>& work, int64_t first, const T*
     });
 }
 
-// From the moments of one Gaussian to its gradient, in place.
-template <typename T>
-void finish_geometry(const T* cholesky, double scale, Coordinates coordinates, T* moments) {
-    const T one = T(scale / kUnit), two = T(scale / (kUnit * kUnit));
-    const T z1 = moments[0] * one, z2 = moments[1] * one;
-    const T z11 = moments[2] * two, z12 = moments[3] * two, z22 = moments[4] * two;
-    if (coordinates == kLocal) {
-        // ∂w/∂u = w z and ∂w/∂S = ½ w z zᵀ; s12 stands for two entries.
-        const T local[5] = {z1, z2, z11 / 2, z12, z22 / 2};
-        std::copy(local, local + 5, moments);
-    } else {
-        // ∂w/∂mean = w L⁻ᵀ z and ∂w/∂L = w L⁻ᵀ z zᵀ, lower triangle.
-        const T i11 = 1 / cholesky[0], i22 = 1 / cholesky[2];
-        const T i21 = -cholesky[1] / (cholesky[0] * cholesky[2]);
-        const T parameters[5] = {i11 * z1 + i21 * z2, i22 * z2, i11 * z11 + i21 * z12, i22 * z12, i22 * z22};
-        std::copy(parameters, parameters + 5, moments);
-    }
-}
-
 // Gradients of all Gaussians from the picture's gradient in blocks, times `scale`.
-// grad_geometry [N, 5]: kLocal: of (u, S) in mean + L u and L (I + S) Lᵀ: u1, u2, s11, s12, s22;
-// kParameters: of means (2) and cholesky (3).
+// grad_geometry [N, 5], see `finish_geometry`.
 template <typename T>
 const char* backward(const Scene<T>& scene, const T* gradient, double scale, Coordinates coordinates,
                      T* grad_geometry, T* grad_colors, int num_threads) {

@@ -1,14 +1,20 @@
-"""Loads the kernels that the install compiled; the only module that knows how.
+"""Loads the kernels; the only module that knows how.
 
-Nothing is loaded at import. A missing or broken library is an error that says what to do; nothing
-falls back silently to something slow.
+Those for the CPU were compiled by the install. Those for CUDA come as source, which NVRTC compiles
+at their first use and a folder in the user's cache keeps. Nothing is loaded at import. What is
+missing or broken is an error that says what to do; nothing falls back silently to something slow.
 """
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import os
+import re
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,3 +108,176 @@ def _to_c(value: Tensor | int | float | None):
     if isinstance(value, float):
         return ctypes.c_double(value)
     return ctypes.c_void_p(None)
+
+
+# --- CUDA --------------------------------------------------------------------------------------
+
+GPU_EXTRA = 'pip install "instantgi[gpu]"'
+OLDEST = (7, 5)  # compute capability
+REALS = {torch.float32: "float", torch.float64: "double"}
+# Here a*b + c stays two roundings, as on the CPU, so that a map is dithered to the same points.
+ROUNDED_TWICE = {"dither"}
+CHECKSUM = 32  # bytes of SHA-256 in front of a cached kernel
+
+
+def call_cuda(
+    op: str,
+    kernel: str,
+    blocks: int,
+    threads: int,
+    *arguments: Tensor | int | float | None,
+    real: torch.dtype = torch.float32,
+) -> None:
+    """Launch a kernel of cuda/<op>_cuda.cu on torch's current stream of the tensors' device.
+
+    Tensors must be contiguous and on one GPU; integers are passed as int64, floats as double, None
+    as a null pointer.
+
+    Args:
+        blocks: 0 launches nothing.
+        threads: of a block.
+        real: what REAL stands for in the source.
+
+    Raises:
+        RuntimeError: if something that CUDA needs is missing, and says what.
+    """
+    if blocks == 0:
+        return
+    device = next(value.device for value in arguments if isinstance(value, Tensor))
+    assert all(v.is_contiguous() and v.device == device for v in arguments if isinstance(v, Tensor))
+    cuda = _cuda_core()
+    with torch.cuda.device(device):
+        # handle 0 is the legacy default stream, which is 1 where a stream is meant
+        handle = torch.cuda.current_stream(device).cuda_stream or 1
+        config = cuda.LaunchConfig(grid=blocks, block=threads)
+        loaded = _cuda_kernel(op, kernel, REALS[real], torch.cuda.get_device_capability(device))
+        cuda.launch(cuda.Stream.from_handle(handle), config, loaded, *map(_to_cuda, arguments))
+
+
+def _to_cuda(value: Tensor | int | float | None) -> int | float:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return 0 if value is None else value
+
+
+def _cuda_core() -> Any:
+    try:
+        import cuda.core as core
+
+        if not hasattr(core, "Program"):  # before 0.5
+            import cuda.core.experimental as core
+    except ImportError as error:
+        raise RuntimeError(f"CUDA kernels need cuda-core ({error}): {GPU_EXTRA}") from error
+    return core
+
+
+@functools.cache
+def _cuda_kernel(op: str, kernel: str, real: str, capability: tuple[int, int]) -> Any:
+    return _cuda_module(op, real, capability).get_kernel(kernel)
+
+
+@functools.cache
+def _cuda_module(op: str, real: str, capability: tuple[int, int]) -> Any:
+    if capability < OLDEST:
+        raise RuntimeError(
+            f"this GPU has compute capability {capability[0]}.{capability[1]}, the CUDA kernels "
+            f"need {OLDEST[0]}.{OLDEST[1]} or later; use the CPU"
+        )
+    arch = f"sm_{capability[0]}{capability[1]}"
+    return _cuda_core().ObjectCode.from_cubin(cubin(op, real, arch))
+
+
+def cubin(op: str, real: str, arch: str) -> bytes:
+    """The machine code of cuda/<op>_cuda.cu, from the cache if it is there.
+
+    Raises:
+        RuntimeError: if it cannot be compiled.
+    """
+    source = cuda_source(op)
+    key = hashlib.sha256(repr((source, op, real, arch, nvrtc_version())).encode()).hexdigest()
+    path = cache_folder() / f"{op}_{real}_{arch}_{key[:32]}.cubin"
+    if (code := _read_checked(path)) is not None:
+        return code
+    code = compile_cuda(source, op, real, arch)
+    # A cache that cannot be written costs time, nothing else.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+            partial.write(hashlib.sha256(code).digest() + code)
+        os.replace(partial.name, path)
+    return code
+
+
+def _read_checked(path: Path) -> bytes | None:
+    """What was cached, if it is there and whole."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return None
+    checksum, code = stored[:CHECKSUM], stored[CHECKSUM:]
+    return code if hashlib.sha256(code).digest() == checksum else None
+
+
+def cache_folder() -> Path:
+    """Where compiled CUDA kernels are kept; INSTANTGI_CACHE names another folder."""
+    if chosen := os.environ.get("INSTANTGI_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "instantgi"
+
+
+def cuda_source(op: str) -> str:
+    """cuda/<op>_cuda.cu with our headers in their places."""
+    root = FOLDER if (FOLDER / f"{op}_cuda.cu").is_file() else Path(__file__).parents[1] / "cuda"
+    try:
+        text = (root / f"{op}_cuda.cu").read_text(encoding="utf-8")
+        return re.sub(
+            r'^#include "(.+)"$',
+            lambda match: (root / match[1]).read_text(encoding="utf-8").replace("#pragma once", ""),
+            text,
+            flags=re.MULTILINE,
+        )
+    except OSError as error:
+        raise RuntimeError(f"a CUDA source is missing ({error}): reinstall instantgi") from error
+
+
+def nvrtc_version() -> tuple[int, int]:
+    """Of the compiler that comes with torch's CUDA packages or with cuda-core.
+
+    Raises:
+        RuntimeError: if there is none.
+    """
+    _cuda_core()
+    try:
+        from cuda.bindings import nvrtc
+
+        error, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:
+        raise RuntimeError(f"NVRTC cannot be loaded ({error}): {GPU_EXTRA}") from error
+    assert int(error) == 0
+    return major, minor
+
+
+def compile_cuda(source: str, name: str, real: str, arch: str) -> bytes:
+    """Machine code for a GPU of this architecture ("sm_90"); needs none to be there."""
+    cuda = _cuda_core()
+    options = cuda.ProgramOptions(
+        arch=arch,
+        std="c++17",
+        define_macro=("REAL", real),
+        ftz=True,
+        fma=name not in ROUNDED_TWICE,
+        prec_div=True,
+        prec_sqrt=True,
+    )
+    try:
+        return bytes(cuda.Program(source, "c++", options).compile("cubin").code)
+    except Exception as error:  # of a class that differs between versions of cuda-core
+        text = str(error)
+        raise RuntimeError(
+            f"NVRTC {'.'.join(map(str, nvrtc_version()))} cannot compile {name}_cuda.cu for "
+            f"{arch}: {text[:2000]}"
+        ) from error

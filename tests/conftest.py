@@ -1,13 +1,23 @@
+import cuda_emulator
 import jaxtyping
 import pytest
 import torch
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu), "emulated"]
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest):
+    """The name of a device; "emulated" is the CPU on which the CUDA kernels run, one thread at a
+    time.
+    """
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU: torch.cuda.is_available() is False")
-    return request.param
+    if request.param == "emulated":
+        with cuda_emulator.in_place_of_cpu_kernels():
+            yield "cpu"
+    else:
+        yield request.param
 
 
 @pytest.fixture(params=[1, 2, 3])

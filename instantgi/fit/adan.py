@@ -5,25 +5,45 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from instantgi.native import call_cpu
+from instantgi import native
+
+BETAS, EPSILON = (0.98, 0.92, 0.99), 1e-8
 
 torch.library.define(
     "instantgi::adan_",
-    "(Tensor(a!) parameter, Tensor gradient, Tensor(b!) state, float rate, float[] betas, "
-    "float epsilon, int step) -> ()",
+    "(Tensor(a!) parameter, Tensor gradient, Tensor(b!) state, Tensor schedule) -> ()",
 )
 
 
-@torch.library.impl("instantgi::adan_", "cpu")
-def _(parameter, gradient, state, rate, betas, epsilon, step):
+def adan_schedule(
+    rate: float, betas: tuple[float, float, float], epsilon: float, step: int
+) -> tuple[float, ...]:
+    """The nine numbers that the kernels want for a step, counted from 1."""
+    first, second, third = (1 / (1 - beta**step) for beta in betas)
+    return rate, *betas, epsilon, first, betas[1] * second, third, float(step > 1)
+
+
+def _check(parameter, gradient, state):
     for tensor in (parameter, gradient, state):
         if tensor.dtype != torch.float32 or tensor.numel() < parameter.numel():
             raise ValueError(f"Adan works on float32, got {tensor.dtype} {list(tensor.shape)}")
     if not parameter.is_contiguous():
         raise ValueError("Adan works on contiguous parameters; use .contiguous()")
-    corrections = [1 - beta**step for beta in betas]
-    arguments = (parameter.numel(), parameter, gradient.contiguous(), state, rate, *betas, epsilon)
-    call_cpu("adan", *arguments, *corrections, int(step == 1))
+
+
+@torch.library.impl("instantgi::adan_", "cpu")
+def _(parameter, gradient, state, schedule):
+    _check(parameter, gradient, state)
+    native.call_cpu("adan", parameter.numel(), parameter, gradient.contiguous(), state, schedule)
+
+
+def adan_cuda(parameter, gradient, state, schedule):
+    _check(parameter, gradient, state)
+    arguments = (parameter.numel(), parameter, gradient.contiguous(), state, schedule)
+    native.call_cuda("adan", "adan", -(-parameter.numel() // 256), 256, *arguments)
+
+
+torch.library.impl("instantgi::adan_", "cuda", adan_cuda)
 
 
 class Adan(torch.optim.Optimizer):
@@ -38,8 +58,8 @@ class Adan(torch.optim.Optimizer):
         self,
         params: Iterable[Tensor] | Iterable[dict],
         lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
+        betas: tuple[float, float, float] = BETAS,
+        eps: float = EPSILON,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
@@ -54,12 +74,6 @@ class Adan(torch.optim.Optimizer):
                     state["step"] = 0
                     state["moments"] = parameter.new_zeros(4, *parameter.shape)
                 state["step"] += 1
-                torch.ops.instantgi.adan_(
-                    parameter,
-                    parameter.grad,
-                    state["moments"],
-                    group["lr"],
-                    group["betas"],
-                    group["eps"],
-                    state["step"],
-                )
+                values = adan_schedule(group["lr"], group["betas"], group["eps"], state["step"])
+                schedule = torch.tensor(values, device=parameter.device)
+                torch.ops.instantgi.adan_(parameter, parameter.grad, state["moments"], schedule)

@@ -5,11 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from instantgi.fit.adan import Adan
+from instantgi import native
+from instantgi.fit.adan import BETAS, EPSILON, adan_schedule
+from instantgi.fit.replay import SORT_EVERY, Replay, Schedule
 from instantgi.gaussians import Gaussians
-from instantgi.native import call_cpu
 from instantgi.render.ops import (
     PARAMETERS,
+    order_by_place,
     rasterize_error,
     rasterize_error_backward,
     to_blocks,
@@ -31,8 +33,19 @@ def _(raw, height, width, is_rs):
     num = raw.shape[1]
     means, cholesky = raw.new_empty(num, 2), raw.new_empty(num, 3)
     size = (float(width), float(height))
-    call_cpu("gaussianimage", num, raw.contiguous(), *size, int(is_rs), means, cholesky)
+    native.call_cpu("gaussianimage", num, raw.contiguous(), *size, int(is_rs), means, cholesky)
     return means, cholesky
+
+
+def gaussianimage_cuda(raw, height, width, is_rs):
+    num = raw.shape[1]
+    means, cholesky = raw.new_empty(num, 2), raw.new_empty(num, 3)
+    arguments = (num, raw.contiguous(), float(width), float(height), int(is_rs), means, cholesky)
+    native.call_cuda("gaussianimage", "gaussianimage", -(-num // 128), 128, *arguments)
+    return means, cholesky
+
+
+torch.library.impl("instantgi::gaussianimage", "cuda", gaussianimage_cuda)
 
 
 @torch.library.impl("instantgi::gaussianimage_backward", "cpu")
@@ -40,8 +53,19 @@ def _(raw, grad_geometry, height, width, is_rs):
     """Gradient of raw [5, N] from that of means and Cholesky factors, [N, 5]."""
     grad_raw, size = torch.empty_like(raw), (float(width), float(height))
     tensors = (raw.contiguous(), *size, int(is_rs), grad_geometry.contiguous(), grad_raw)
-    call_cpu("gaussianimage_backward", raw.shape[1], *tensors)
+    native.call_cpu("gaussianimage_backward", raw.shape[1], *tensors)
     return grad_raw
+
+
+def gaussianimage_backward_cuda(raw, grad_geometry, height, width, is_rs):
+    grad_raw, num = torch.empty_like(raw), raw.shape[1]
+    size = (float(width), float(height))
+    arguments = (num, raw.contiguous(), *size, int(is_rs), grad_geometry.contiguous(), grad_raw)
+    native.call_cuda("gaussianimage", "gaussianimage_backward", -(-num // 128), 128, *arguments)
+    return grad_raw
+
+
+torch.library.impl("instantgi::gaussianimage_backward", "cuda", gaussianimage_backward_cuda)
 
 
 class GaussianImage:
@@ -71,25 +95,38 @@ class GaussianImage:
         self.height, self.width = image.shape[1:]
         self.target, self.iteration = to_blocks(image.detach().float()), 0
         raw = self._random(num_gaussians, len(image), seed) if init is None else self._inverse(init)
+        raw = tuple(part.to(image.device) for part in raw)
         self.geometry = torch.cat(raw[:2], 1).T.contiguous()  # [5, N]
         self.colors = raw[2].clone(memory_format=torch.contiguous_format)
-        self.optimizer = Adan([self.geometry, self.colors], lr=self.rate)
+        self.moments = [torch.zeros(4, *t.shape).to(t) for t in (self.geometry, self.colors)]
+        self.order = self._by_place()
+        self.schedule = Schedule(9, image.device)
+        self.move = Replay(self._move, image.device)
 
     def step(self, progress: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * 0.5 ** (self.iteration // self.halve_every)
+        rate = self.rate * 0.5 ** (self.iteration // self.halve_every)
+        self.iteration += 1
+        self.schedule.set(*adan_schedule(rate, BETAS, EPSILON, self.iteration))
+        if self.iteration % SORT_EVERY == 0:
+            self.order.copy_(self._by_place())
+        return self.move()
+
+    def _move(self) -> Tensor:
         scene, size = (*self._activated(), self.colors), (self.height, self.width)
-        residual, squares = rasterize_error(*scene, self.target, *size, True)
+        residual, squares = rasterize_error(*scene, self.target, *size, True, self.order)
         # of the mean of the squares, which is what Adan's epsilon is measured against
         scale = 2 / (self.colors.shape[1] * self.height * self.width)
-        grads = rasterize_error_backward(residual, *scene, *size, scale, PARAMETERS)
-        self.geometry.grad = torch.ops.instantgi.gaussianimage_backward(
+        grads = rasterize_error_backward(residual, *scene, *size, scale, PARAMETERS, self.order)
+        raw_gradient = torch.ops.instantgi.gaussianimage_backward(
             self.geometry, grads[0], *size, self.shape == "rs"
         )
-        self.colors.grad = grads[1]
-        self.optimizer.step()
-        self.iteration += 1
+        parameters, gradients = (self.geometry, self.colors), (raw_gradient, grads[1])
+        for parameter, gradient, moments in zip(parameters, gradients, self.moments, strict=True):
+            torch.ops.instantgi.adan_(parameter, gradient, moments, self.schedule.now)
         return squares
+
+    def _by_place(self) -> Tensor:
+        return order_by_place(self._activated()[0], self.height, self.width)
 
     def gaussians(self) -> Gaussians:
         return Gaussians(*self._activated(), self.colors.detach().clone())
@@ -113,7 +150,7 @@ class GaussianImage:
     def _inverse(self, init: Gaussians) -> tuple[Tensor, Tensor, Tensor]:
         """Raw parameters of given Gaussians; means outside the picture go to its border."""
         init = init.detach().to(torch.float32)
-        size = torch.tensor([self.width, self.height])
+        size = init.means.new_tensor([self.width, self.height])
         places = (init.means / size * 2 - 1).clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         if self.shape == "cholesky":
             return places, init.cholesky - init.cholesky.new_tensor([0.5, 0.0, 0.5]), init.colors

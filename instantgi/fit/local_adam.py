@@ -5,14 +5,16 @@ import math
 import torch
 from torch import Tensor
 
+from instantgi import native
 from instantgi.filters import gaussian_blur
 from instantgi.fit.colors import solve_colors
+from instantgi.fit.replay import SORT_EVERY, Replay, Schedule
 from instantgi.fit.start import heuristic_start
 from instantgi.gaussians import Gaussians
-from instantgi.native import call_cpu
 from instantgi.render.ops import (
     LOCAL,
     from_blocks,
+    order_by_place,
     rasterize_error,
     rasterize_error_backward,
     to_blocks,
@@ -24,27 +26,24 @@ LAST_RELOCATION = 0.5  # of the fit; later ones no longer pay
 torch.library.define(
     "instantgi::local_adam_",
     "(Tensor(a!) means, Tensor(b!) cholesky, Tensor(c!) colors, Tensor grad_geometry, "
-    "Tensor grad_colors, Tensor(d!) state, float rate, float color_rate, float[] betas, "
-    "float[] corrections, float largest) -> ()",
+    "Tensor grad_colors, Tensor(d!) state, Tensor schedule, float largest) -> ()",
 )
 
 
 @torch.library.impl("instantgi::local_adam_", "cpu")
-def _(
-    means,
-    cholesky,
-    colors,
-    grad_geometry,
-    grad_colors,
-    state,
-    rate,
-    color_rate,
-    betas,
-    corrections,
-    largest,
-):
-    tensors = (means, cholesky, colors, grad_geometry, grad_colors, state)
-    call_cpu("local_adam", *colors.shape, *tensors, rate, color_rate, *betas, *corrections, largest)
+def _(means, cholesky, colors, grad_geometry, grad_colors, state, schedule, largest):
+    """`schedule`: rate, rate of colors, β₁, β₂, and 1 / (1 − product so far) of either."""
+    tensors = (means, cholesky, colors, grad_geometry, grad_colors, state, schedule)
+    native.call_cpu("local_adam", *colors.shape, *tensors, largest)
+
+
+def local_adam_cuda(means, cholesky, colors, grad_geometry, grad_colors, state, schedule, largest):
+    tensors = (means, cholesky, colors, grad_geometry, grad_colors, state, schedule)
+    arguments = ("local_adam", -(-len(means) // 128), 128, *colors.shape, *tensors, largest)
+    native.call_cuda("local_adam", *arguments)
+
+
+torch.library.impl("instantgi::local_adam_", "cuda", local_adam_cuda)
 
 
 class LocalAdam:
@@ -104,31 +103,42 @@ class LocalAdam:
         self.iteration, self.last_relocation = 0, 0
         self.waiting = list(self.relocations)
         self.products = [1.0, 1.0]  # of all β₁ and all β₂ so far
+        self.order = order_by_place(self.means, self.height, self.width)
+        self.schedule = Schedule(6, image.device)
+        self.move = Replay(self._move, image.device)
 
     def step(self, progress: float) -> Tensor:
-        scene = (self.means, self.cholesky, self.colors)
-        size = (self.height, self.width)
-        residual, squares = rasterize_error(*scene, self.target, *size, False)
         self.iteration += 1
         if self._is_relocation_due(progress):
             # Takes the place of an update: its one forward pass is the whole cost.
-            self._relocate(from_blocks(residual, *size))
+            residual, squares = self._error()
+            self._relocate(from_blocks(residual, self.height, self.width))
+            self._sort()
             return squares
-        gradients = rasterize_error_backward(residual, *scene, *size, 1.0, LOCAL)
+        if self.iteration % SORT_EVERY == 0:
+            self._sort()
         rate, betas = self.rate_at(progress), self.betas()
         self.products = [product * beta for product, beta in zip(self.products, betas, strict=True)]
         corrections = [1 / (1 - product) for product in self.products]
+        self.schedule.set(rate, rate * self.color_rate, *betas, *corrections)
+        return self.move()
+
+    def _error(self) -> tuple[Tensor, Tensor]:
+        scene = (self.means, self.cholesky, self.colors)
+        size = (self.height, self.width)
+        return rasterize_error(*scene, self.target, *size, False, self.order)
+
+    def _move(self) -> Tensor:
+        scene, size = (self.means, self.cholesky, self.colors), (self.height, self.width)
+        residual, squares = self._error()
+        gradients = rasterize_error_backward(residual, *scene, *size, 1.0, LOCAL, self.order)
         torch.ops.instantgi.local_adam_(
-            *scene,
-            *gradients,
-            self.state,
-            rate,
-            rate * self.color_rate,
-            betas,
-            corrections,
-            math.hypot(*size),
+            *scene, *gradients, self.state, self.schedule.now, math.hypot(*size)
         )
         return squares
+
+    def _sort(self) -> None:
+        self.order.copy_(order_by_place(self.means, self.height, self.width))
 
     def rate_at(self, progress: float) -> float:
         """Largest move of this step, in standard deviations."""

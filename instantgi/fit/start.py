@@ -40,7 +40,7 @@ def heuristic_start(
     """
     mesh = make_mesh(gradient_map(image.detach().float()), patch_size, num_gaussians)
     covariances = STRETCH * mesh.covariances + mesh.covariances.new_tensor([ROUND, 0.0, ROUND])
-    colors = torch.zeros(len(mesh.centers), len(image))
+    colors = mesh.centers.new_zeros(len(mesh.centers), len(image), dtype=torch.float32)
     gaussians = Gaussians.from_covariances(mesh.centers.float(), covariances.float(), colors)
     return thin_out(gaussians, num_gaussians)
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from instantgi import native
 from instantgi.gaussians import (
     Gaussians,
     cholesky_from_covariances,
     cholesky_from_scales_rotations,
 )
 from instantgi.models.look import MEMORY, in_two_rounds
-from instantgi.native import call_cpu
 from instantgi.points import Mesh
 from instantgi.points.ellipses import fit_published_ellipses
 from instantgi.render import rasterize
@@ -78,7 +78,7 @@ def describe_triangles(
     The same as `describe_triangles_reference`, for any number of channels.
 
     Args:
-        grid: side² places in a triangle's frame, row by row; side a multiple of 4, at least 8.
+        grid: side² places in a triangle's frame, row by row; side 8, 12 or 16.
     """
     num = len(mesh.triangles) - first if num is None else num
     parts = (mesh.points, mesh.triangles, mesh.neighbors, mesh.centers, mesh.covariances)
@@ -140,34 +140,53 @@ torch.library.define(
 )
 
 
-@torch.library.impl("instantgi::describe_triangles", "cpu")
-def _(image, points, triangles, neighbors, centers, covariances, grid, first, num):
+def _arguments(image, points, triangles, neighbors, centers, covariances, grid, first, num):
+    """What either kernel is called with, the last three to be written."""
     total, side = len(triangles), math.isqrt(len(grid))
     shapes = [tuple(part.shape) for part in (triangles, neighbors, centers, covariances)]
     if (
         shapes != [(total, 3), (total, 3), (total, 2), (total, 3)]
         or grid.shape != (side * side, 2)
         or side % 4
-        or side < 8
+        or not 8 <= side <= 16
         or not 0 <= first <= first + num <= total
         or 0 in image.shape
     ):
         raise ValueError(
             "triangles and neighbors [T, 3], centers [T, 2], covariances [T, 3], a grid [side², 2] "
-            "whose side is a multiple of 4 from 8 on, a range of these, a picture with pixels, "
+            "whose side is 8, 12 or 16, a range of these, a picture with pixels, "
             f"got {shapes}, {list(grid.shape)}, {num} from {first} and {list(image.shape)}"
         )
-    known = torch.empty(num, 3 * len(grid) + 19)
-    nine, frames = torch.empty(num, 9, len(image)), torch.empty(num, 3)
-    call_cpu(
-        "describe_triangles",
+    sizes = (num, 3 * len(grid) + 19), (num, 9, len(image)), (num, 3)
+    return (
         *(*image.shape, len(points), total, first, num, side),
         *(part.detach().float().contiguous() for part in (image, points)),
         *(part.contiguous() for part in (triangles, neighbors)),
         *(part.detach().float().contiguous() for part in (centers, covariances, grid)),
-        *(known, nine, frames),
+        *(torch.empty(size, device=image.device) for size in sizes),
     )
-    return tuple(part.to(image.dtype) for part in (known, nine, frames))
+
+
+@torch.library.impl("instantgi::describe_triangles", "cpu")
+def _(image, *inputs):
+    arguments = _arguments(image, *inputs)
+    native.call_cpu("describe_triangles", *arguments)
+    return tuple(made.to(image.dtype) for made in arguments[-3:])
+
+
+def describe_triangles_cuda(image, *inputs):
+    arguments, num = _arguments(image, *inputs), inputs[-1]
+    bad = torch.zeros((), dtype=torch.int32, device=image.device)
+    launch = ("describe_triangles", -(-num // 4), 128)  # a warp for each triangle
+    native.call_cuda("describe_triangles", *launch, *arguments, bad)
+    if int(bad):
+        raise ValueError(
+            "describe_triangles: a triangle names a point or a neighbor that is not there"
+        )
+    return tuple(made.to(image.dtype) for made in arguments[-3:])
+
+
+torch.library.impl("instantgi::describe_triangles", "cuda", describe_triangles_cuda)
 
 
 @torch.library.register_fake("instantgi::describe_triangles")

@@ -100,6 +100,19 @@ def _(cells: Tensor) -> Tensor:
     return points
 
 
+def dither_map_cuda(cells: Tensor) -> Tensor:
+    height, width = cells.shape
+    points = torch.empty(cells.shape, dtype=torch.bool, device=cells.device)
+    carry = cells.new_empty(max(1, width))
+    blocks, threads = int(cells.numel() > 0), min(1024, -(-height // 32) * 32)  # a row each
+    arguments = (cells.contiguous(), points, carry, height, width)
+    native.call_cuda("dither", "dither_map", blocks, threads, *arguments)
+    return points
+
+
+torch.library.impl("instantgi::dither_map", "cuda", dither_map_cuda)
+
+
 @torch.library.register_fake("instantgi::dither_map")
 def _(cells: Tensor) -> Tensor:
     return torch.empty(cells.shape, dtype=torch.bool, device=cells.device)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from instantgi.native import call_cpu
+from instantgi.render import cuda
 
 GROUP = 4  # channels drawn in one pass, kGroup in cuda/rasterize_sum_cpu.cpp
-COLORS_ONLY, LOCAL, PARAMETERS = 0, 1, 2  # enum Coordinates there
+COLORS_ONLY, LOCAL, PARAMETERS = 0, 1, 2  # enum Coordinates in cuda/rasterize_sum.h
 
 SCENE = "Tensor means, Tensor cholesky, Tensor colors"
 # `torch.library.custom_op` would say the same, but imports torch._dynamo (1.4 s) at the first call.
@@ -18,10 +19,11 @@ for schema in (
     f"rasterize_sum({SCENE}, int height, int width, Tensor? tile_limits) -> Tensor",
     f"rasterize_sum_backward(Tensor grad_image, {SCENE}, Tensor? tile_limits) -> "
     "(Tensor, Tensor, Tensor)",
-    f"rasterize_error({SCENE}, Tensor target, int height, int width, bool clamp) -> "
-    "(Tensor, Tensor)",
+    f"rasterize_error({SCENE}, Tensor target, int height, int width, bool clamp, "
+    "Tensor? order=None) -> (Tensor, Tensor)",
     f"rasterize_error_backward(Tensor residual, {SCENE}, int height, int width, float scale, "
-    "int coordinates) -> (Tensor, Tensor)",
+    "int coordinates, Tensor? order=None) -> (Tensor, Tensor)",
+    "order_by_place(Tensor means, int height, int width) -> Tensor",
 ):
     torch.library.define(f"instantgi::{schema.split('(')[0]}", schema[schema.index("(") :])
 
@@ -29,6 +31,7 @@ rasterize_sum = torch.ops.instantgi.rasterize_sum
 rasterize_sum_backward = torch.ops.instantgi.rasterize_sum_backward
 rasterize_error = torch.ops.instantgi.rasterize_error
 rasterize_error_backward = torch.ops.instantgi.rasterize_error_backward
+order_by_place = torch.ops.instantgi.order_by_place
 
 
 @torch.library.impl("instantgi::rasterize_sum", "cpu")
@@ -38,6 +41,13 @@ def _(means, cholesky, colors, height, width, tile_limits):
     return image
 
 
+def rasterize_sum_cuda(means, cholesky, colors, height, width, tile_limits):
+    return cuda.rasterize_sum(*_scene(means, cholesky, colors, height, width, tile_limits)[1:])
+
+
+torch.library.impl("instantgi::rasterize_sum", "cuda", rasterize_sum_cuda)
+
+
 @torch.library.register_fake("instantgi::rasterize_sum")
 def _(means, cholesky, colors, height, width, tile_limits):
     return colors.new_empty(colors.shape[1], height, width)
@@ -45,17 +55,22 @@ def _(means, cholesky, colors, height, width, tile_limits):
 
 @torch.library.impl("instantgi::rasterize_sum_backward", "cpu")
 def _(grad_image, means, cholesky, colors, tile_limits):
-    if grad_image.shape[0] != colors.shape[1] or grad_image.dtype != colors.dtype:
-        raise ValueError(
-            f"grad_image must be {colors.dtype} with {colors.shape[1]} channels, "
-            f"got {grad_image.dtype} {list(grad_image.shape)}"
-        )
-    height, width = grad_image.shape[1:]
+    height, width = _check_gradient(grad_image, colors)
     scene = _scene(means, cholesky, colors, height, width, tile_limits)
     geometry, grad_colors = colors.new_empty(len(means), 5), torch.empty_like(scene[7])
     call_cpu("rasterize_sum_backward", *scene, grad_image.contiguous(), geometry, grad_colors)
     # clone, not contiguous: of a single Gaussian that would be two views of one tensor
     return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
+
+
+def rasterize_sum_backward_cuda(grad_image, means, cholesky, colors, tile_limits):
+    scene = _scene(means, cholesky, colors, *_check_gradient(grad_image, colors), tile_limits)
+    arguments = (to_blocks(grad_image), 1.0, PARAMETERS, None)
+    geometry, grad_colors = cuda.rasterize_error_backward(*scene[1:], *arguments)
+    return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
+
+
+torch.library.impl("instantgi::rasterize_sum_backward", "cuda", rasterize_sum_backward_cuda)
 
 
 @torch.library.register_fake("instantgi::rasterize_sum_backward")
@@ -79,11 +94,12 @@ torch.library.register_autograd(
 
 
 @torch.library.impl("instantgi::rasterize_error", "cpu")
-def _(means, cholesky, colors, target, height, width, clamp):
+def _(means, cholesky, colors, target, height, width, clamp, order=None):
     """The picture minus the target, in blocks, and the sum of its squares (float64, a scalar).
 
     With `clamp` the picture is clamped to [0, 1] first, and the residual is 0 where that is active,
-    so that it always is half the gradient of the sum of squares.
+    so that it always is half the gradient of the sum of squares. `order`: what `order_by_place`
+    gave lately; the older, the slower.
     """
     residual, squares = torch.empty_like(target), torch.empty((), dtype=torch.float64)
     scene = _scene(means, cholesky, colors, height, width, None)
@@ -92,13 +108,22 @@ def _(means, cholesky, colors, target, height, width, clamp):
     return residual, squares
 
 
+def rasterize_error_cuda(means, cholesky, colors, target, height, width, clamp, order=None):
+    scene = _scene(means, cholesky, colors, height, width, None)
+    _check_blocks(target, colors, height, width)
+    return cuda.rasterize_error(*scene[1:-1], target, clamp, order)
+
+
+torch.library.impl("instantgi::rasterize_error", "cuda", rasterize_error_cuda)
+
+
 @torch.library.register_fake("instantgi::rasterize_error")
-def _(means, cholesky, colors, target, height, width, clamp):
+def _(means, cholesky, colors, target, height, width, clamp, order=None):
     return torch.empty_like(target), means.new_empty((), dtype=torch.float64)
 
 
 @torch.library.impl("instantgi::rasterize_error_backward", "cpu")
-def _(residual, means, cholesky, colors, height, width, scale, coordinates):
+def _(residual, means, cholesky, colors, height, width, scale, coordinates, order=None):
     """`scale` · the gradient of ½ Σ residual²: of geometry [N, 5] and colors [N, C].
 
     Geometry is (u1, u2, s11, s12, s22) at 0 in mean + L u and L (I + S) Lᵀ for LOCAL; means and
@@ -113,10 +138,38 @@ def _(residual, means, cholesky, colors, height, width, scale, coordinates):
     return geometry, grad_colors
 
 
+def rasterize_error_backward_cuda(
+    residual, means, cholesky, colors, height, width, scale, coordinates, order=None
+):
+    scene = _scene(means, cholesky, colors, height, width, None)
+    _check_blocks(residual, colors, height, width)
+    return cuda.rasterize_error_backward(*scene[1:], residual, scale, coordinates, order)
+
+
+torch.library.impl("instantgi::rasterize_error_backward", "cuda", rasterize_error_backward_cuda)
+
+
 @torch.library.register_fake("instantgi::rasterize_error_backward")
-def _(residual, means, cholesky, colors, height, width, scale, coordinates):
+def _(residual, means, cholesky, colors, height, width, scale, coordinates, order=None):
     rows = 0 if coordinates == COLORS_ONLY else means.shape[0]
     return colors.new_empty(rows, 5), torch.empty_like(colors)
+
+
+@torch.library.impl("instantgi::order_by_place", "cpu")
+def _(means, height, width):
+    """Indices [N] such that neighbors in the list are neighbors in the picture, int64.
+
+    CUDA kernels draw such a list fast, any other one right. Those of the CPU sort by themselves.
+    """
+    return torch.arange(len(means))
+
+
+torch.library.impl("instantgi::order_by_place", "cuda", cuda.order_by_place)
+
+
+@torch.library.register_fake("instantgi::order_by_place")
+def _(means, height, width):
+    return means.new_empty(means.shape[0], dtype=torch.int64)
 
 
 class _MeanSquaredError(torch.autograd.Function):
@@ -153,6 +206,16 @@ def mean_squared_error(
     With `clamp` the picture is clamped to [0, 1] first, as GaussianImage does.
     """
     return _MeanSquaredError.apply(means, cholesky, colors, target, height, width, clamp)
+
+
+def _check_gradient(grad_image, colors):
+    """Its height and width."""
+    if grad_image.shape[0] != colors.shape[1] or grad_image.dtype != colors.dtype:
+        raise ValueError(
+            f"grad_image must be {colors.dtype} with {colors.shape[1]} channels, "
+            f"got {grad_image.dtype} {list(grad_image.shape)}"
+        )
+    return grad_image.shape[1:]
 
 
 def _scene(means, cholesky, colors, height, width, tile_limits):

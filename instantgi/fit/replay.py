@@ -1,0 +1,49 @@
+"""Work that repeats, without what it costs to say it again: CUDA graphs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+EAGER = 2  # calls before the capture: they load kernels, which a capture must not
+SORT_EVERY = 100  # steps, after which Gaussians have left their places in `order_by_place`
+AHEAD = 2048  # rows of a schedule; CUDA lets no more than about 1,000 launches wait
+
+
+class Replay:
+    """A function of tensors that stay where they are, captured once as a CUDA graph.
+
+    On the CPU it is called as it is. Its result is one tensor, on a GPU the same each time.
+    """
+
+    def __init__(self, function: Callable[[], Tensor], device: torch.device):
+        self.function, self.is_cuda = function, device.type == "cuda"
+        self.calls, self.graph, self.result = 0, None, None
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        if not self.is_cuda or self.calls <= EAGER:
+            return self.function()
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.result = self.function()
+        self.graph.replay()
+        assert self.result is not None
+        return self.result
+
+
+class Schedule:
+    """A few numbers that change from call to call, in a tensor that stays where it is.
+
+    The host writes them ahead of the device, and never waits for it.
+    """
+
+    def __init__(self, count: int, device: torch.device):
+        self.rows = torch.zeros(AHEAD, count, pin_memory=device.type == "cuda")
+        self.now, self.row = torch.zeros(count, device=device), 0
+
+    def set(self, *values: float) -> None:
+        self.row = (self.row + 1) % AHEAD
+        self.rows[self.row] = torch.tensor(values, dtype=torch.float32)
+        self.now.copy_(self.rows[self.row], non_blocking=True)
