@@ -62,6 +62,7 @@ def run_bench(
     background: str | None = None,
     seed: int = 0,
     start: str = "auto",
+    device: str = "auto",
     curve: bool = False,
     quiet: bool = True,
 ) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def run_bench(
         ValueError: if `output` holds other settings, or something else.
     """
     settings: dict[str, Any] = {"num_gaussians": num_gaussians, "background": background}
-    settings |= {"seed": seed, "start": start}
+    settings |= {"seed": seed, "start": start, "device": str(native.choose_device(device))}
     rows = _load_rows(output, settings)
     made = {_key(row): row for row in rows}
     wanted = [
@@ -122,7 +123,7 @@ def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
     def look(progress: Progress) -> None:
         if with_curve and _is_mark(progress.iteration):
             drawn = rasterize(progress.fitter.gaussians(), height, width)
-            level = _finite(psnr(drawn, image))
+            level = _finite(psnr(drawn.cpu(), image))
             point = {"iterations": progress.iteration, "seconds": progress.seconds, "psnr": level}
             points.append(point)
 
@@ -131,7 +132,7 @@ def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
     start, network = None, None
     for stage in run_stages(image, recipe, look):
         seconds[names.get(stage.name, "seconds_start")] = stage.seconds
-        drawn = rasterize(stage.gaussians, height, width)
+        drawn = rasterize(stage.gaussians, height, width).cpu()
         if stage.name != "fit":
             start = psnr(drawn, image)
         if stage.name == "network":
@@ -190,8 +191,8 @@ def _load_rows(output: str | Path, settings: dict[str, Any]) -> list[dict[str, A
         return []
     try:
         results = json.loads(Path(output).read_text(encoding="utf-8"))
-        # files from before there were networks do not name the start
-        written = {"start": "heuristic"} | results["settings"]
+        # files from before there were networks and CUDA do not name these
+        written = {"start": "heuristic", "device": "cpu"} | results["settings"]
         before = {name: written[name] for name in settings}
         rows = results["rows"]
         [(_key(row), [row[name] for name in (*AVERAGED, *SECONDS)]) for row in rows]
@@ -295,4 +296,4 @@ def kernels_error() -> str | None:
 def graphics_card() -> str:
     if not torch.cuda.is_available():
         return "none"
-    return f"{torch.cuda.get_device_name(0)} (not used by this version)"
+    return torch.cuda.get_device_name()

@@ -4,12 +4,12 @@ import argparse
 import dataclasses
 import math
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-NO_CUDA = "there are no CUDA kernels in this version; leave --device out to use the CPU"
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -25,12 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:  # said with the usage of the command, which argparse would not do
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return options.run(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BAD_INPUT as error:
         return _complain(error)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 BAD_INPUT = (OSError, ValueError, RuntimeError, MemoryError, OverflowError)
@@ -182,17 +188,21 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="write DIR/<name>/snapshot.safetensors after every N steps (default: never)",
     )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto is cpu in this version (default: %(default)s)",
-    )
+    _add_device(add)
     _add_seed(add)
     add(
         "--quiet",
         action="store_true",
         help="print nothing but errors (default: progress and a line)",
+    )
+
+
+def _add_device(add: Callable[..., Any]) -> None:
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto is the GPU if there is one that can be used (default: %(default)s)",
     )
 
 
@@ -300,6 +310,7 @@ def _bench(commands: Any) -> None:
         default="auto",
         help="of the method instantgi, as in infer (default: %(default)s)",
     )
+    _add_device(add)
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
     add(
         "--background",
@@ -382,8 +393,6 @@ def _run_fits(options: argparse.Namespace) -> int:
         options.parser.error(f"argument --checkpoint: not allowed with --start {options.start}")
     if options.init is not None and (options.checkpoint or options.start):
         options.parser.error("argument --init: not allowed with --start and --checkpoint")
-    if options.device == "cuda":
-        raise ValueError(NO_CUDA)
     if options.init is not None and options.num_gaussians is not None:
         options.parser.error(
             "argument --num-gaussians: not allowed with --init, which has its own number"
@@ -535,6 +544,7 @@ def _run_bench(options: argparse.Namespace) -> int:
         background=options.background,
         seed=options.seed,
         start=options.start,
+        device=options.device,
         curve=options.curve,
         quiet=options.quiet,
     )
@@ -544,9 +554,11 @@ def _run_bench(options: argparse.Namespace) -> int:
 
 def _run_doctor(_: argparse.Namespace) -> int:
     from instantgi.bench import conditions, graphics_card, kernels_error
+    from instantgi.native import cache_folder, cuda_error
 
     error = kernels_error()
     found = conditions() | {"kernels": error or "loaded", "graphics card": graphics_card()}
+    found |= {"CUDA kernels": cuda_error() or f"usable, compiled ones are in {cache_folder()}"}
     for name, value in found.items():
         print(f"{name + ':':17}{value}")
     return int(error is not None)

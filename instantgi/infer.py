@@ -31,6 +31,7 @@ from instantgi.folders import prepare_folder, replace_folder
 from instantgi.gaussians import Gaussians
 from instantgi.images import flatten_alpha, read_image, to_8bit, write_image
 from instantgi.metrics import bits_per_pixel, ms_ssim, psnr
+from instantgi.native import choose_device
 from instantgi.render import rasterize
 
 GAUSSIANS, REPORT, SNAPSHOT = "gaussians.safetensors", "report.json", "snapshot.safetensors"
@@ -40,6 +41,7 @@ DEFAULT_CHECKPOINT = "tiny"
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
 MAX_CURVE_POINTS = 400
+LOOK_EVERY = {"cuda": 25}  # steps; a look at the error waits for the GPU
 MAX_SAMPLES = 150_000_000
 
 
@@ -59,6 +61,7 @@ class Recipe:
         iterations, seconds, psnr: where the fit stops, whichever comes first; see `fit_image`.
         background: a color of CSS to lay the picture over; None keeps opacity as a fourth channel.
         seed: of methods that draw random numbers.
+        device: "cpu", "cuda", or "auto", see `instantgi.native.choose_device`.
     """
 
     method: str = "instantgi"
@@ -72,6 +75,7 @@ class Recipe:
     psnr: float | None = None
     background: str | None = None
     seed: int = 0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
@@ -113,7 +117,11 @@ def run_stages(
     The Gaussians of the stage `heuristic` are still black: they have a shape, and no colors yet.
     What the caller does between two stages and in `on_progress` (called after each step) is not
     timed.
+
+    Args:
+        image: on any device; the Gaussians are on that of the recipe.
     """
+    image = image.to(choose_device(recipe.device))
     names = []
     for stage in _start_stages(image, recipe):
         names.append(stage.name)
@@ -139,10 +147,10 @@ def run_stages(
         seconds=recipe.seconds,
         psnr=recipe.psnr,
         seed=recipe.seed,
-        report_every=1,
+        report_every=LOOK_EVERY.get(image.device.type, 1),
         on_progress=look,
     )
-    yield Stage("fit", time.perf_counter() - began - aside, fitted, steps)
+    yield _timed("fit", began + aside, fitted, steps)
 
 
 def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
@@ -160,30 +168,38 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
     began = time.perf_counter()
     if recipe.init is not None:
         gaussians = _load_start(recipe.init, image)
-        yield Stage("init", time.perf_counter() - began, gaussians)
+        yield _timed("init", began, gaussians)
     elif recipe.method == "instantgi":
         if start == "network":
-            network, steps = _load_network(recipe.checkpoint), expected_steps(*limits)
+            network = _load_network(recipe.checkpoint, str(image.device))
+            steps = expected_steps(*limits)
             gaussians = network_start(network, image, count, recipe.patch_size, steps)
         else:
             gaussians = heuristic_start(image, num, recipe.patch_size)
-        yield Stage(start, time.perf_counter() - began, gaussians)
+        yield _timed(start, began, gaussians)
         began = time.perf_counter()
         gaussians = solve_colors(gaussians, image, SOLVE_ITERATIONS)
-        yield Stage("colors", time.perf_counter() - began, gaussians)
+        yield _timed("colors", began, gaussians)
     else:
         fitter = make_fitter(recipe.method)
         fitter.start(image, None, num, recipe.seed)
         gaussians = fitter.gaussians()
-        yield Stage("random", time.perf_counter() - began, gaussians)
+        yield _timed("random", began, gaussians)
+
+
+def _timed(name: str, began: float, gaussians: Gaussians, iterations: int = 0) -> Stage:
+    """A stage that is done: what a GPU still has to do for it is waited for."""
+    if gaussians.means.is_cuda:
+        torch.cuda.synchronize()
+    return Stage(name, time.perf_counter() - began, gaussians, iterations)
 
 
 @functools.lru_cache(maxsize=2)
-def _load_network(checkpoint: str) -> Any:
+def _load_network(checkpoint: str, device: str) -> Any:
     """Once for all pictures of a call."""
     from instantgi.models import InstantGI
 
-    return InstantGI.from_pretrained(checkpoint)
+    return InstantGI.from_pretrained(checkpoint).to(device)
 
 
 def _load_start(path: str, image: Tensor) -> Gaussians:
@@ -194,7 +210,7 @@ def _load_start(path: str, image: Tensor) -> Gaussians:
             f"{path}: is of {size[1]}x{size[0]} pixels in {gaussians.colors.shape[1]} channels, "
             f"the picture is {width}x{height} in {channels}; start from Gaussians of the same kind"
         )
-    return gaussians.to(torch.float32)
+    return gaussians.to(image)
 
 
 def score(picture: UInt8[Tensor, "C H W"], image: UInt8[Tensor, "C H W"]) -> Scores:
@@ -268,7 +284,7 @@ def infer_image(
         curve.add(progress)
         if snapshot_every and progress.iteration % snapshot_every == 0:
             folder.mkdir(exist_ok=True)
-            progress.fitter.gaussians().save(folder / SNAPSHOT, height, width)
+            progress.fitter.gaussians().to("cpu").save(folder / SNAPSHOT, height, width)
         if on_progress:
             on_progress(progress)
 
@@ -277,7 +293,7 @@ def infer_image(
     for stage in run_stages(image, recipe, look):
         scores = Scores()
         if stage.name != "heuristic":
-            pictures.append(to_8bit(rasterize(stage.gaussians, height, width)))
+            pictures.append(to_8bit(rasterize(stage.gaussians, height, width).cpu()))
             scores = score(pictures[-1], original)
         timed = {"name": stage.name, "seconds": stage.seconds}
         stages.append(timed | dataclasses.asdict(scores))
@@ -289,7 +305,7 @@ def infer_image(
         "num_gaussians": len(stage.gaussians),
         "method": recipe.method,
         "iterations": stage.iterations,
-        "device": "cpu",
+        "device": device_name(stage.gaussians.means.device),
         "threads": torch.get_num_threads(),
         "seed": recipe.seed,
         "version": _version(),
@@ -300,15 +316,21 @@ def infer_image(
         "curve": [(steps, round(at, 4), round(level, 4)) for steps, at, level in curve.whole()],
     }
     with replace_folder(folder, RESULTS) as partial:
-        stage.gaussians.save(partial / GAUSSIANS, height, width)
+        gaussians = stage.gaussians.to("cpu")
+        gaussians.save(partial / GAUSSIANS, height, width)
         num_bytes = (partial / GAUSSIANS).stat().st_size
         report["bytes"] = num_bytes
         report["bpp"] = bits_per_pixel(num_bytes, height, width)
         report["bytes_of"] = GAUSSIANS
-        _write_pictures(partial, original, pictures, stage.gaussians, report)
+        _write_pictures(partial, original, pictures, gaussians, report)
         report["seconds_total"] = time.perf_counter() - began
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
     return report
+
+
+def device_name(device: torch.device) -> str:
+    """ "cpu", or the model of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def to_json(report: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,44 @@ def _to_cuda(value: Tensor | int | float | None) -> int | float:
     return 0 if value is None else value
 
 
+def cuda_error() -> str | None:
+    """Why the CUDA kernels do not run here, in a line; None if they do."""
+    if not torch.backends.cuda.is_built():
+        return "this torch is built without CUDA: install one that is"
+    if not torch.cuda.is_available():
+        return "torch finds no NVIDIA GPU, or its driver is missing or too old (see nvidia-smi)"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        return _too_old(capability)
+    try:
+        nvrtc_version()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def choose_device(name: str) -> torch.device:
+    """ "cpu" or "cuda" as asked; "auto" is the GPU if there is one.
+
+    Where there is one that cannot be used for something that is missing, "auto" is the CPU, and a
+    warning says so.
+
+    Raises:
+        RuntimeError: if "cuda" is asked for and cannot be used; says why.
+        ValueError: if the name is another.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'device must be auto, cpu or cuda, got "{name}"')
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if (error := cuda_error()) is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    if name == "cuda":
+        raise RuntimeError(f"the GPU cannot be used: {error}")
+    warnings.warn(f"using the CPU, the GPU cannot be used: {error}", stacklevel=2)
+    return torch.device("cpu")
+
+
 def _cuda_core() -> Any:
     try:
         import cuda.core as core
@@ -179,12 +218,17 @@ def _cuda_kernel(op: str, kernel: str, real: str, capability: tuple[int, int]) -
 @functools.cache
 def _cuda_module(op: str, real: str, capability: tuple[int, int]) -> Any:
     if capability < OLDEST:
-        raise RuntimeError(
-            f"this GPU has compute capability {capability[0]}.{capability[1]}, the CUDA kernels "
-            f"need {OLDEST[0]}.{OLDEST[1]} or later; use the CPU"
-        )
+        raise RuntimeError(_too_old(capability))
     arch = f"sm_{capability[0]}{capability[1]}"
     return _cuda_core().ObjectCode.from_cubin(cubin(op, real, arch))
+
+
+def _too_old(capability: tuple[int, int]) -> str:
+    found, needed = (".".join(map(str, version)) for version in (capability, OLDEST))
+    return (
+        f"this GPU has compute capability {found}, the CUDA kernels need {needed} or later; use "
+        "the CPU"
+    )
 
 
 def cubin(op: str, real: str, arch: str) -> bytes:

@@ -23,7 +23,9 @@ def adan_schedule(
     return rate, *betas, epsilon, first, betas[1] * second, third, float(step > 1)
 
 
-def _check(parameter, gradient, state):
+def _check(parameter, gradient, state, schedule):
+    if schedule.shape != (9,) or schedule.dtype != torch.float32:
+        raise ValueError(f"schedule must be what adan_schedule says, got {schedule}")
     for tensor in (parameter, gradient, state):
         if tensor.dtype != torch.float32 or tensor.numel() < parameter.numel():
             raise ValueError(f"Adan works on float32, got {tensor.dtype} {list(tensor.shape)}")
@@ -33,12 +35,12 @@ def _check(parameter, gradient, state):
 
 @torch.library.impl("instantgi::adan_", "cpu")
 def _(parameter, gradient, state, schedule):
-    _check(parameter, gradient, state)
+    _check(parameter, gradient, state, schedule)
     native.call_cpu("adan", parameter.numel(), parameter, gradient.contiguous(), state, schedule)
 
 
 def adan_cuda(parameter, gradient, state, schedule):
-    _check(parameter, gradient, state)
+    _check(parameter, gradient, state, schedule)
     arguments = (parameter.numel(), parameter, gradient.contiguous(), state, schedule)
     native.call_cuda("adan", "adan", -(-parameter.numel() // 256), 256, *arguments)
 
@@ -75,5 +77,5 @@ class Adan(torch.optim.Optimizer):
                     state["moments"] = parameter.new_zeros(4, *parameter.shape)
                 state["step"] += 1
                 values = adan_schedule(group["lr"], group["betas"], group["eps"], state["step"])
-                schedule = torch.tensor(values, device=parameter.device)
+                schedule = parameter.new_tensor(values, dtype=torch.float32)
                 torch.ops.instantgi.adan_(parameter, parameter.grad, state["moments"], schedule)

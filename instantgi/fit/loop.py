@@ -107,6 +107,7 @@ def fit_image(
     watch = _Watch(image, iterations, seconds, psnr, patience, report_every, on_progress)
     while not watch.is_over():
         watch.step(fitter)
+    watch.finish(fitter)
     return fitter.gaussians().detach()
 
 
@@ -117,7 +118,8 @@ class _Watch:
         self.image, self.iterations, self.seconds = image, iterations, seconds
         self.psnr, self.patience = psnr, patience
         self.report_every, self.on_progress = max(1, report_every), on_progress
-        self.iteration, self.best, self.best_iteration = 0, -math.inf, 0
+        self.iteration, self.looked_at, self.squares = 0, 0, image.new_zeros(())
+        self.best, self.best_iteration = -math.inf, 0
         self.began, self.stopped = time.perf_counter(), False
 
     def elapsed(self) -> float:
@@ -142,12 +144,18 @@ class _Watch:
         return psnr_from_mse(float((picture - self.image).square().mean()))
 
     def step(self, fitter: Fitter) -> None:
-        squares = fitter.step(self.progress())
+        self.squares = fitter.step(self.progress())
         self.iteration += 1
-        last = self.iteration == self.iterations
-        if self.iteration % self.report_every and not last:
-            return
-        psnr = psnr_from_mse(float(squares) / self.image.numel())
+        if self.iteration % self.report_every == 0:
+            self._look(fitter)
+
+    def finish(self, fitter: Fitter) -> None:
+        if self.iteration > self.looked_at:
+            self._look(fitter)
+
+    def _look(self, fitter: Fitter) -> None:
+        self.looked_at = self.iteration
+        psnr = psnr_from_mse(float(self.squares) / self.image.numel())
         if math.isnan(psnr):
             raise RuntimeError(
                 f"the fit diverged at step {self.iteration}: the error is not a number"

@@ -213,8 +213,7 @@ class InstantGI(
         features, maps = self.encode(images)
         predictions = []
         for image, planes, position_map, count in zip(images, features, maps, counts, strict=True):
-            mesh = make_mesh(position_map.detach().float().cpu(), patch_size, count)
-            mesh = Mesh(*(part.to(image.device) for part in mesh))
+            mesh = make_mesh(position_map.detach().float(), patch_size, count)
             attributes = self.fields(planes, image, mesh)
             stages = self.look(attributes, image, mesh, looks)
             predictions.append(Prediction(position_map, mesh, attributes, stages))

@@ -54,7 +54,7 @@ def make_mesh(
     centers, covariances = fit_ellipses(points, triangles)
     order = ((centers[:, 1] // 8) * width + centers[:, 0]).argsort(stable=True)
     place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
+    place[order] = torch.arange(len(order), device=order.device)
     return Mesh(
         points, triangles[order], place[neighbors[order]], centers[order], covariances[order]
     )
@@ -67,7 +67,7 @@ def _counted_points(position_map: Tensor, k: int, num_triangles: int) -> Tensor:
     while k > 1 and num_triangles / 2 > CLOSEST * (height // k) * (width // k):
         k -= 1
     wanted = num_triangles // 2
-    points = torch.empty(0, 2)
+    points = torch.empty(0, 2, device=position_map.device)
     for _ in range(2):  # the second time the number of points on the border is known
         room = pool(position_map, k).numel() * 9 // 10
         inner = dither(scale_map(position_map, min(wanted, room), k), k)
