@@ -115,8 +115,8 @@ def run_stages(
     """The stages of the recipe, each yielded when it is done; the last one is the fit.
 
     The Gaussians of the stage `heuristic` are still black: they have a shape, and no colors yet.
-    What the caller does between two stages and in `on_progress` (called after each step) is not
-    timed.
+    What the caller does between two stages and in `on_progress` (called after each step, on a GPU
+    after every 25) is not timed.
 
     Args:
         image: on any device; the Gaussians are on that of the recipe.
@@ -265,7 +265,7 @@ def infer_image(
         recipe: `Recipe()` by default.
         snapshot_every: steps between two writes of `snapshot.safetensors` into the folder while
             the fit runs; the finished result takes its place.
-        on_progress: called after each step.
+        on_progress: called after each step, on a GPU after every 25.
 
     Raises:
         ImageError, OSError: if the picture cannot be read or the folder cannot be written.
@@ -278,11 +278,13 @@ def infer_image(
     prepare_folder(folder, RESULTS)
     original = to_8bit(image)
     height, width = image.shape[1:]
-    curve = Curve()
+    curve, snapshots = Curve(), 0
 
     def look(progress: Progress) -> None:
+        nonlocal snapshots
         curve.add(progress)
-        if snapshot_every and progress.iteration % snapshot_every == 0:
+        if snapshot_every and progress.iteration // snapshot_every > snapshots:
+            snapshots = progress.iteration // snapshot_every
             folder.mkdir(exist_ok=True)
             progress.fitter.gaussians().to("cpu").save(folder / SNAPSHOT, height, width)
         if on_progress:
