@@ -15,7 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # `build` works without it
+    BuildHookInterface = object
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "cuda"
