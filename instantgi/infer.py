@@ -135,7 +135,8 @@ def run_stages(
             on_progress(progress)
         aside += time.perf_counter() - began
 
-    limits = (*image.shape[1:], recipe.iterations, recipe.seconds)
+    height, width = image.shape[1:]
+    limits = (height, width, recipe.iterations, recipe.seconds)
     began = time.perf_counter()
     fitted = fit_image(
         image,

@@ -204,7 +204,7 @@ def _cuda_core() -> Any:
         import cuda.core as core
 
         if not hasattr(core, "Program"):  # before 0.5
-            import cuda.core.experimental as core
+            import cuda.core.experimental as core  # pyright: ignore[reportMissingImports]: older
     except ImportError as error:
         raise RuntimeError(f"CUDA kernels need cuda-core ({error}): {GPU_EXTRA}") from error
     return core
@@ -296,7 +296,7 @@ def nvrtc_version() -> tuple[int, int]:
     """
     _cuda_core()
     try:
-        from cuda.bindings import nvrtc
+        from cuda.bindings import nvrtc  # pyright: ignore[reportAttributeAccessIssue]: no stubs
 
         error, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:

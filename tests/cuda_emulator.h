@@ -132,7 +132,8 @@ void call(void (*kernel)(A...), const uint64_t* raw, std::index_sequence<I...>) 
 }
 
 template <auto Kernel, typename... A>
-const char* launch_as(void (*)(A...), int64_t blocks, int64_t threads, const uint64_t* raw) {
+const char* launch_as(void (*)(A...), int64_t blocks, int64_t threads, const uint64_t* raw, int64_t count) {
+    if (count != int64_t(sizeof...(A))) return "another number of arguments than the kernel has";
     error = nullptr;
     fibers.resize(size_t(threads));
     for (Fiber& fiber : fibers) fiber.stack.resize(kStack);
@@ -148,8 +149,8 @@ const char* launch_as(void (*)(A...), int64_t blocks, int64_t threads, const uin
 }
 
 template <auto Kernel>
-const char* launch(int64_t blocks, int64_t threads, const uint64_t* raw) {
-    return launch_as<Kernel>(Kernel, blocks, threads, raw);
+const char* launch(int64_t blocks, int64_t threads, const uint64_t* raw, int64_t count) {
+    return launch_as<Kernel>(Kernel, blocks, threads, raw, count);
 }
 
 // What `pick` takes out of the values of all lanes.

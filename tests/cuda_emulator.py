@@ -62,7 +62,8 @@ def call_cuda(
     raw = (ctypes.c_uint64 * len(arguments))(*map(_bits, arguments))
     function = getattr(_library(op, real), f"emulate_{kernel}")
     function.restype = ctypes.c_char_p
-    if error := function(ctypes.c_int64(blocks), ctypes.c_int64(threads), raw):
+    size = (ctypes.c_int64(blocks), ctypes.c_int64(threads))
+    if error := function(*size, raw, ctypes.c_int64(len(arguments))):
         raise RuntimeError(f"{kernel}: {error.decode()}")
 
 
@@ -89,7 +90,8 @@ def _library(op: str, real: torch.dtype) -> ctypes.CDLL:
     for kernel in KERNEL.findall(expanded):
         lines.append(
             f'extern "C" const char* emulate_{kernel}(int64_t blocks, int64_t threads, '
-            f"const uint64_t* raw) {{ return emulator::launch<&{kernel}>(blocks, threads, raw); }}"
+            "const uint64_t* raw, int64_t count) "
+            f"{{ return emulator::launch<&{kernel}>(blocks, threads, raw, count); }}"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.so"

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cuda_emulator
 import pytest
@@ -48,7 +49,8 @@ def on_gpu(request):
 def moved(value, device: str):
     if isinstance(value, tuple):
         parts = [moved(part, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        kind: Any = type(value)  # a named tuple, or a plain one
+        return kind(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value.to(device) if isinstance(value, torch.Tensor | Gaussians) else value
 
 

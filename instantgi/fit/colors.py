@@ -5,7 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantgi.gaussians import Gaussians
-from instantgi.render.ops import COLORS_ONLY, rasterize_error, rasterize_error_backward, to_blocks
+from instantgi.render.ops import (
+    COLORS_ONLY,
+    order_by_place,
+    rasterize_error,
+    rasterize_error_backward,
+    to_blocks,
+)
 
 
 def solve_colors(
@@ -35,18 +41,20 @@ def solve_colors(
     means, cholesky, colors = gaussians.means, gaussians.cholesky, gaussians.colors
     blocks = to_blocks(image.to(colors))
     black = torch.zeros_like(blocks)
+    order = order_by_place(means, height, width)
 
     def adjoint(residual: Tensor) -> Tensor:
-        arguments = (residual, means, cholesky, colors, height, width, 1.0, COLORS_ONLY)
+        arguments = (residual, means, cholesky, colors, height, width, 1.0, COLORS_ONLY, order)
         return rasterize_error_backward(*arguments)[1]
 
     diagonal = torch.pi * (cholesky[:, :1] * cholesky[:, 2:]).abs().clamp_min(1e-12)
-    residual = rasterize_error(means, cholesky, colors, blocks, height, width, False)[0]
+    residual = rasterize_error(means, cholesky, colors, blocks, height, width, False, order)[0]
     gradient = -adjoint(residual)  # [N, C]
     direction = ahead = gradient / diagonal
     power = (gradient * ahead).sum(0)  # [C]
     for _ in range(iterations):
-        drawn = rasterize_error(means, cholesky, direction, black, height, width, False)[0]
+        scene = (means, cholesky, direction)
+        drawn = rasterize_error(*scene, black, height, width, False, order)[0]
         image_of_direction = adjoint(drawn)
         curvature = (direction * image_of_direction).sum(0)
         length = torch.where(curvature > 0, power / curvature, 0)

@@ -25,12 +25,21 @@ class Replay:
         if not self.is_cuda or self.calls <= EAGER:
             return self.function()
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.result = self.function()
+            self._capture()
+        assert self.graph is not None
         self.graph.replay()
         assert self.result is not None
         return self.result
+
+    def _capture(self) -> None:
+        # by hand, because `torch.cuda.graph` also collects garbage and empties the cache
+        self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.graph.capture_begin()
+            self.result = self.function()
+            self.graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 class Schedule:

@@ -141,7 +141,7 @@ torch.library.define(
 
 
 def _arguments(image, points, triangles, neighbors, centers, covariances, grid, first, num):
-    """What either kernel is called with, the last three to be written."""
+    """What either kernel is called with, and the three of these that it writes."""
     total, side = len(triangles), math.isqrt(len(grid))
     shapes = [tuple(part.shape) for part in (triangles, neighbors, centers, covariances)]
     if (
@@ -158,24 +158,26 @@ def _arguments(image, points, triangles, neighbors, centers, covariances, grid, 
             f"got {shapes}, {list(grid.shape)}, {num} from {first} and {list(image.shape)}"
         )
     sizes = (num, 3 * len(grid) + 19), (num, 9, len(image)), (num, 3)
-    return (
+    made = tuple(torch.empty(size, device=image.device) for size in sizes)
+    arguments = (
         *(*image.shape, len(points), total, first, num, side),
         *(part.detach().float().contiguous() for part in (image, points)),
         *(part.contiguous() for part in (triangles, neighbors)),
         *(part.detach().float().contiguous() for part in (centers, covariances, grid)),
-        *(torch.empty(size, device=image.device) for size in sizes),
+        *made,
     )
+    return arguments, made
 
 
 @torch.library.impl("instantgi::describe_triangles", "cpu")
 def _(image, *inputs):
-    arguments = _arguments(image, *inputs)
+    arguments, made = _arguments(image, *inputs)
     native.call_cpu("describe_triangles", *arguments)
-    return tuple(made.to(image.dtype) for made in arguments[-3:])
+    return tuple(part.to(image.dtype) for part in made)
 
 
 def describe_triangles_cuda(image, *inputs):
-    arguments, num = _arguments(image, *inputs), inputs[-1]
+    (arguments, made), num = _arguments(image, *inputs), inputs[-1]
     bad = torch.zeros((), dtype=torch.int32, device=image.device)
     launch = ("describe_triangles", -(-num // 4), 128)  # a warp for each triangle
     native.call_cuda("describe_triangles", *launch, *arguments, bad)
@@ -183,7 +185,7 @@ def describe_triangles_cuda(image, *inputs):
         raise ValueError(
             "describe_triangles: a triangle names a point or a neighbor that is not there"
         )
-    return tuple(made.to(image.dtype) for made in arguments[-3:])
+    return tuple(part.to(image.dtype) for part in made)
 
 
 torch.library.impl("instantgi::describe_triangles", "cuda", describe_triangles_cuda)

@@ -9,7 +9,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from instantgi.gaussians import Gaussians
-from instantgi.render.ops import LOCAL, rasterize_error, rasterize_error_backward, to_blocks
+from instantgi.render.ops import (
+    LOCAL,
+    order_by_place,
+    rasterize_error,
+    rasterize_error_backward,
+    to_blocks,
+)
 
 MEMORY = 32  # numbers that the fields hand on to the looks, per Gaussian
 CHUNK = 2**13  # Gaussians at a time, without gradients: what is made of them stays in the cache
@@ -70,8 +76,10 @@ class Look(nn.Module):
         # The last channel is drawn white on black: its residual is what all weigh together. Black
         # on the way back, it adds nothing to the gradient of the geometry.
         lit, unlit = torch.cat([colors, white], 1), torch.cat([colors, 0 * white], 1)
-        residual, _ = rasterize_error(means, cholesky, lit, target, *size, False)
-        gradients = rasterize_error_backward(residual, means, cholesky, unlit, *size, 1.0, LOCAL)
+        order = order_by_place(means, *size)
+        residual, _ = rasterize_error(means, cholesky, lit, target, *size, False, order)
+        arguments = (residual, means, cholesky, unlit, *size, 1.0, LOCAL, order)
+        gradients = rasterize_error_backward(*arguments)
         geometry, fades, overlap = gradients[0], gradients[1][:, :-1], gradients[1][:, -1:]
 
         def pulls(chunk: slice) -> tuple[Tensor, ...]:

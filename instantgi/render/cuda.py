@@ -57,17 +57,12 @@ class _Prepared:
         native.call_cuda("rasterize_sum", name, blocks, THREADS, *arguments, real=self.colors.dtype)
 
 
-def _prepare(
-    num: int,
-    channels: int,
-    height: int,
-    width: int,
-    means: Tensor,
-    cholesky: Tensor,
-    colors: Tensor,
-    tile_limits: Tensor | None,
-    order: Tensor | None,
-) -> _Prepared:
+# num, channels, height, width, means, cholesky, colors, tile_limits
+Scene = tuple[int, int, int, int, Tensor, Tensor, Tensor, Tensor | None]
+
+
+def _prepare(scene: Scene, order: Tensor | None) -> _Prepared:
+    num, channels, height, width, means, cholesky, colors, tile_limits = scene
     if order is None:
         order = order_by_place(means, height, width)
     num_chunks = -(-num // CHUNK)
@@ -99,52 +94,41 @@ def _check_finite(bad: Tensor, num: int) -> None:
         raise ValueError(f"rasterize_sum: Gaussian {first} has a parameter that is not finite")
 
 
-def rasterize_sum(num, channels, height, width, means, cholesky, colors, tile_limits) -> Tensor:
+def rasterize_sum(scene: Scene) -> Tensor:
     """The picture [C, H, W]."""
-    scene = _prepare(num, channels, height, width, means, cholesky, colors, tile_limits, None)
-    image = colors.new_empty(channels, height, width)
-    for first in range(0, channels, GROUP):
-        scene.call("draw_picture", scene.tiles, first, image)
+    prepared = _prepare(scene, None)
+    image = prepared.colors.new_empty(scene[1:4])
+    for first in range(0, prepared.channels, GROUP):
+        prepared.call("draw_picture", prepared.tiles, first, image)
     return image
 
 
 def rasterize_error(
-    num, channels, height, width, means, cholesky, colors, target, clamp: bool, order
+    scene: Scene, target: Tensor, clamp: bool, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See the operator."""
-    scene = _prepare(num, channels, height, width, means, cholesky, colors, None, order)
-    residual = torch.empty_like(target)
-    passes = range(0, channels, GROUP)
-    squares = torch.empty(len(passes), scene.tiles, dtype=torch.float64, device=colors.device)
+    prepared = _prepare(scene, order)
+    residual, passes = torch.empty_like(target), range(0, prepared.channels, GROUP)
+    size = len(passes), prepared.tiles
+    squares = torch.empty(size, dtype=torch.float64, device=target.device)
     for i, first in enumerate(passes):
-        scene.call("draw_error", scene.tiles, first, target, int(clamp), residual, squares[i])
+        arguments = (target, int(clamp), residual, squares[i])
+        prepared.call("draw_error", prepared.tiles, first, *arguments)
     return residual, squares.sum()
 
 
 def rasterize_error_backward(
-    num,
-    channels,
-    height,
-    width,
-    means,
-    cholesky,
-    colors,
-    tile_limits,
-    residual,
-    scale: float,
-    coordinates: int,
-    order,
+    scene: Scene, residual: Tensor, scale: float, coordinates: int, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See the operator. Coordinates of 0 ask for the colors alone."""
-    scene = _prepare(num, channels, height, width, means, cholesky, colors, tile_limits, order)
-    geometry = colors.new_empty(num if coordinates else 0, 5)
-    grad_colors, blocks = torch.empty_like(colors), -(-num // OF_A_BLOCK)
-    if coordinates and channels == 0:
-        geometry.zero_()
-    for first in range(0, channels, GROUP):
+    prepared, cholesky = _prepare(scene, order), scene[5]
+    num, blocks = prepared.num, -(-prepared.num // OF_A_BLOCK)
+    geometry = cholesky.new_zeros(num if coordinates else 0, 5)
+    grad_colors = torch.empty_like(prepared.colors)
+    for first in range(0, prepared.channels, GROUP):
         if coordinates:
             arguments = (cholesky, residual, scale, coordinates, geometry, grad_colors)
-            scene.call("backward", blocks, first, *arguments)
+            prepared.call("backward", blocks, first, *arguments)
         else:
-            scene.call("backward_colors", blocks, first, residual, scale, grad_colors)
+            prepared.call("backward_colors", blocks, first, residual, scale, grad_colors)
     return geometry, grad_colors

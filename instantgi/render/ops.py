@@ -42,7 +42,7 @@ def _(means, cholesky, colors, height, width, tile_limits):
 
 
 def rasterize_sum_cuda(means, cholesky, colors, height, width, tile_limits):
-    return cuda.rasterize_sum(*_scene(means, cholesky, colors, height, width, tile_limits)[1:])
+    return cuda.rasterize_sum(_scene(means, cholesky, colors, height, width, tile_limits)[1:])
 
 
 torch.library.impl("instantgi::rasterize_sum", "cuda", rasterize_sum_cuda)
@@ -64,9 +64,10 @@ def _(grad_image, means, cholesky, colors, tile_limits):
 
 
 def rasterize_sum_backward_cuda(grad_image, means, cholesky, colors, tile_limits):
-    scene = _scene(means, cholesky, colors, *_check_gradient(grad_image, colors), tile_limits)
+    height, width = _check_gradient(grad_image, colors)
+    scene = _scene(means, cholesky, colors, height, width, tile_limits)
     arguments = (to_blocks(grad_image), 1.0, PARAMETERS, None)
-    geometry, grad_colors = cuda.rasterize_error_backward(*scene[1:], *arguments)
+    geometry, grad_colors = cuda.rasterize_error_backward(scene[1:], *arguments)
     return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
 
 
@@ -111,7 +112,7 @@ def _(means, cholesky, colors, target, height, width, clamp, order=None):
 def rasterize_error_cuda(means, cholesky, colors, target, height, width, clamp, order=None):
     scene = _scene(means, cholesky, colors, height, width, None)
     _check_blocks(target, colors, height, width)
-    return cuda.rasterize_error(*scene[1:-1], target, clamp, order)
+    return cuda.rasterize_error(scene[1:], target, clamp, order)
 
 
 torch.library.impl("instantgi::rasterize_error", "cuda", rasterize_error_cuda)
@@ -143,7 +144,7 @@ def rasterize_error_backward_cuda(
 ):
     scene = _scene(means, cholesky, colors, height, width, None)
     _check_blocks(residual, colors, height, width)
-    return cuda.rasterize_error_backward(*scene[1:], residual, scale, coordinates, order)
+    return cuda.rasterize_error_backward(scene[1:], residual, scale, coordinates, order)
 
 
 torch.library.impl("instantgi::rasterize_error_backward", "cuda", rasterize_error_backward_cuda)

@@ -18,9 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from bench.rasterize import count_pairs
@@ -41,6 +40,7 @@ from instantgi.render.ops import (
     to_blocks,
 )
 
+ROOT = Path(__file__).parents[2]
 SCENES = [(70_000, 512, 768), (43_000, 512, 768), (1_000_000, 4096, 4096), (10**7, 9216, 9216)]
 QUICK = [(2_000, 64, 96)]
 BUDGETS = (0.1, 0.25, 0.5, 1.0, 2.0)
