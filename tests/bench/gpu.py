@@ -11,6 +11,7 @@ first. `--device cpu --quick` runs the same lines on the CPU, for the script's s
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -72,6 +73,7 @@ def main() -> None:
 
     if not options.quick:
         note("tests", run_tests())
+        note("compute-sanitizer", run_sanitizer())
     note("ceilings", ceilings := measure_ceilings(device))
     note("same bytes", check_same_bytes(device))
     note("picture against the CPU's", check_picture(device, options.quick))
@@ -121,6 +123,21 @@ def run_tests() -> str:
     lines = done.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return "\n".join([*failed[:40], lines[-1] if lines else done.stderr[-2000:]])
+
+
+def run_sanitizer() -> str:
+    """Accesses outside of memory in the tests of single kernels."""
+    if shutil.which("compute-sanitizer") is None:
+        return "is not on this machine"
+    chosen = "cuda and (dither or described or adan or order or many_gaussians or solved)"
+    command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q"]
+    command += ["-m", "gpu", "-k", chosen, "tests/test_cuda.py"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return "took more than 120 s"
+    lines = [line for line in done.stdout.splitlines() if "=====" in line or "passed" in line]
+    return f"exit code {done.returncode}: " + "; ".join(lines[-4:])
 
 
 # --- time --------------------------------------------------------------------------------------
