@@ -95,8 +95,8 @@ Contrast normalise(const float* const planes[3], int64_t count, float* out) {
 INSTANTGI_API const char* instantgi_describe_triangles(
     int64_t channels, int64_t height, int64_t width, int64_t num_points, int64_t num_triangles, int64_t first,
     int64_t num, int64_t side, const float* image, const float* points, const long long* triangles,
-    const long long* neighbors, const float* centers, const float* covariances, const float* grid, float* known,
-    float* nine, float* frames, int64_t num_threads) {
+    const long long* neighbors, const float* centers, const float* covariances, const float* grid,
+    float* known, float* nine, float* frames, int64_t num_threads) {
     if (height * width >= int64_t(1) << 31 || std::max(height, width) > 1 << 24)
         return "pictures of 2^31 pixels or sides above 2^24 are not sampled";
     for (int64_t i = 3 * first; i < 3 * (first + num); ++i)

@@ -36,10 +36,11 @@ __device__ float sample(const float* plane, Index height, Index width, float x, 
 // Triangles first … first + num − 1 of a mesh, as `instantgi_describe_triangles` on the CPU has it.
 // bad[0] becomes 1 if one names a point or a neighbor that is not there; nothing is written for it.
 extern "C" __global__ void __launch_bounds__(128)
-    describe_triangles(Index channels, Index height, Index width, Index num_points, Index num_triangles, Index first,
-                       Index num, Index side, const float* image, const float* points, const Index* triangles,
-                       const Index* neighbors, const float* centers, const float* covariances, const float* grid,
-                       float* known, float* nine, float* frames, int* bad) {
+    describe_triangles(Index channels, Index height, Index width, Index num_points, Index num_triangles,
+                       Index first, Index num, Index side, const float* image, const float* points,
+                       const Index* triangles, const Index* neighbors, const float* centers,
+                       const float* covariances, const float* grid, float* known, float* nine, float* frames,
+                       int* bad) {
     __shared__ float planes[kWarps][kPlaces];
     const int lane = threadIdx.x % kWarp;
     const Index n = Index(blockIdx.x) * kWarps + threadIdx.x / kWarp, t = first + n;
@@ -61,7 +62,8 @@ extern "C" __global__ void __launch_bounds__(128)
         float sum = 0;
         for (int g = lane; g < places; g += kWarp) {
             const float gx = grid[2 * g], gy = grid[2 * g + 1];
-            plane[g] = sample(image + c * height * width, height, width, x + l.l11 * gx, y + l.l21 * gx + l.l22 * gy);
+            plane[g] = sample(image + c * height * width, height, width, x + l.l11 * gx,
+                              y + l.l21 * gx + l.l22 * gy);
             sum += plane[g];
         }
         __syncwarp();  // the ninths read what all threads sampled

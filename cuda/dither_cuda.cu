@@ -30,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(1024)
             return owns && column >= 0 && column < width ? cells[row * width + column] : 0.0f;
         };
         // The error of the row above, times the share of it that comes here.
-        auto from_above = [&](Index column, float DitherWeights::*share) {
+        auto from_above = [&](Index column, float DitherWeights::* share) {
             if (row == 0 || column < 0 || column >= width) return 0.0f;
             const float error = thread ? errors[column % kRing][thread - 1] : carry[column];
             return error * (dither_weights(row - 1, column, height, width).*share);
@@ -46,9 +46,10 @@ extern "C" __global__ void __launch_bounds__(1024)
                 if (owns && column >= 0 && column < width) {
                     const float from_left =
                         column ? left * dither_weights(row, column - 1, height, width).right : 0.0f;
-                    const float value = dither_value(cell, from_above(column - 1, &DitherWeights::down_right),
-                                                     from_above(column, &DitherWeights::down),
-                                                     from_above(column + 1, &DitherWeights::down_left), from_left);
+                    const float value =
+                        dither_value(cell, from_above(column - 1, &DitherWeights::down_right),
+                                     from_above(column, &DitherWeights::down),
+                                     from_above(column + 1, &DitherWeights::down_left), from_left);
                     const bool point = dither_is_point(value);
                     points[row * width + column] = point;
                     left = point ? value - 1.0f : value;

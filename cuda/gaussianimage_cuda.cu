@@ -6,8 +6,8 @@ using namespace instantgi;
 using Index = long long;
 
 // raw [5, N]: x, y, then the shape, rs (s1, s2, angle) or Cholesky (l11, l21, l22).
-extern "C" __global__ void gaussianimage(Index num, const float* raw, double width, double height, Index is_rs,
-                                         float* means, float* cholesky) {
+extern "C" __global__ void gaussianimage(Index num, const float* raw, double width, double height,
+                                         Index is_rs, float* means, float* cholesky) {
     const Index n = Index(blockIdx.x) * blockDim.x + threadIdx.x;
     if (n >= num) return;
     means[2 * n] = (tanh_of(raw[n]) + 1) * float(width / 2);

@@ -65,10 +65,12 @@ struct Columns {
 };
 
 __device__ Columns find_columns(const Splat& g, Real top, int num_columns) {
-    const Real reach = larger(g.reach_y, Real(1e-30)), margin_y = slack(reach), bottom = top + Real(kPartHeight - 1);
+    const Real reach = larger(g.reach_y, Real(1e-30)), margin_y = slack(reach),
+               bottom = top + Real(kPartHeight - 1);
     if (g.reach_x < 0 || top > reach + margin_y || bottom < -reach - margin_y) return {0, 0};
     const Real low = smaller(larger(top, -reach), reach), high = smaller(larger(bottom, -reach), reach);
-    const Span<Real> span = row_span(g.slope, g.half, g.widest, reach, low, high, [](Real x) { return sqrt(x); });
+    const Span<Real> span =
+        row_span(g.slope, g.half, g.widest, reach, low, high, [](Real x) { return sqrt(x); });
     const Real margin = slack(g.reach_x);
     const Real first = (g.mean_x + span.left - margin - Real(kPartWidth - 0.5)) / kPartWidth + 1;
     const Real last = (g.mean_x + span.right + margin - Real(0.5)) / kPartWidth + 1;
@@ -106,12 +108,12 @@ __device__ int append(bool keep, int count, int* warp_counts, const Put& put) {
 
 struct Scene {
     Index num, channels, height, width;
-    const Index* order;       // [num], or null: sorted to original index
-    const Splat* splats;      // [num], sorted
-    const Box* chunks;        // [num / kChunk, up]
-    const Box* groups;        // [chunks / kGroup, up]
-    const Real* colors;       // [num, channels], original
-    const int* tile_limits;   // [⌈height/16⌉, ⌈width/16⌉]: last original index drawn in a tile, or null
+    const Index* order;      // [num], or null: sorted to original index
+    const Splat* splats;     // [num], sorted
+    const Box* chunks;       // [num / kChunk, up]
+    const Box* groups;       // [chunks / kGroup, up]
+    const Real* colors;      // [num, channels], original
+    const int* tile_limits;  // [⌈height/16⌉, ⌈width/16⌉]: last original index drawn in a tile, or null
     __device__ Index original(Index i) const { return order ? order[i] : i; }
     __device__ int columns() const { return int((width + kPartWidth - 1) / kPartWidth); }
     __device__ Index block_rows() const { return (height + kSide - 1) / kSide; }
@@ -138,7 +140,8 @@ __device__ void draw_tile(const Scene& scene, Index first, int tile_x, int tile_
     __shared__ int groups[kThreads], chunks[kThreads], warp_counts[kWarps];
     const int thread = threadIdx.x, lane = lane_of(), warp = warp_of();
     const int part_col = warp % kPartCols, part_row = warp / kPartCols;
-    const Real x = Real(tile_x * kTileWidth + part_col * kPartWidth + lane / kLanes * kSide + lane % kSide) + Real(0.5);
+    const Real x =
+        Real(tile_x * kTileWidth + part_col * kPartWidth + lane / kLanes * kSide + lane % kSide) + Real(0.5);
     const Real y = Real(tile_y * kTileHeight + part_row * kPartHeight + lane % kLanes / kSide) + Real(0.5);
     for (int part = 0; part < kOwned; ++part)
         for (int k = 0; k < C; ++k) sums[part][k] = 0;
@@ -184,19 +187,24 @@ __device__ void draw_tile(const Scene& scene, Index first, int tile_x, int tile_
 
     const Box tile{float(tile_x * kTileWidth), float(tile_y * kTileHeight), float((tile_x + 1) * kTileWidth),
                    float((tile_y + 1) * kTileHeight)};
-    const Index num_chunks = (scene.num + kChunk - 1) / kChunk, num_groups = (num_chunks + kGroup - 1) / kGroup;
+    const Index num_chunks = (scene.num + kChunk - 1) / kChunk,
+                num_groups = (num_chunks + kGroup - 1) / kGroup;
     for (Index base = 0; base < num_groups; base += kThreads) {
         const bool near = base + thread < num_groups && touch(scene.groups[base + thread], tile);
-        const int num_near = append(near, 0, warp_counts, [&](int place) { groups[place] = int(base) + thread; });
+        const int num_near =
+            append(near, 0, warp_counts, [&](int place) { groups[place] = int(base) + thread; });
         for (int i = 0; i < num_near * kGroup; i += kThreads) {
             const int at = i + thread;
-            const Index chunk = at < num_near * kGroup ? Index(groups[at / kGroup]) * kGroup + at % kGroup : num_chunks;
+            const Index chunk =
+                at < num_near * kGroup ? Index(groups[at / kGroup]) * kGroup + at % kGroup : num_chunks;
             const bool is_near = chunk < num_chunks && touch(scene.chunks[chunk], tile);
-            const int num_found = append(is_near, 0, warp_counts, [&](int place) { chunks[place] = int(chunk); });
+            const int num_found =
+                append(is_near, 0, warp_counts, [&](int place) { chunks[place] = int(chunk); });
             for (int j = 0; j < num_found * kChunk; j += kThreads) {
                 const int member = j + thread;
-                const Index n = member < num_found * kChunk ? Index(chunks[member / kChunk]) * kChunk + member % kChunk
-                                                            : scene.num;
+                const Index n = member < num_found * kChunk
+                                    ? Index(chunks[member / kChunk]) * kChunk + member % kChunk
+                                    : scene.num;
                 const unsigned mask = n < scene.num ? touched(n) : 0;
                 if (count + kThreads > kBatch) draw();
                 count = append(mask != 0, count, warp_counts, [&](int place) {
@@ -234,7 +242,8 @@ __device__ void draw_picture(const Scene& scene, Index first, Real* image) {
     for (int part = 0; part < kOwned; ++part) {
         const Pixel at = pixel_of(tile_x, tile_y, part);
         if (at.x >= scene.width || at.y >= scene.height) continue;
-        for (int k = 0; k < C; ++k) image[((first + k) * scene.height + at.y) * scene.width + at.x] = sums[part][k];
+        for (int k = 0; k < C; ++k)
+            image[((first + k) * scene.height + at.y) * scene.width + at.x] = sums[part][k];
     }
 }
 
@@ -279,14 +288,14 @@ __device__ void draw_error(const Scene& scene, Index first, const Real* target, 
 
 // --- backward ------------------------------------------------------------------------------------
 
-constexpr int kBackward = 64;   // Gaussians of a block
-constexpr int kLarge = 64;      // rows of parts, or parts, from which all warps share a Gaussian
+constexpr int kBackward = 64;  // Gaussians of a block
+constexpr int kLarge = 64;     // rows of parts, or parts, from which all warps share a Gaussian
 
 // Adds, over the Gaussian's parts in part rows begin, begin + step, …, the moments Σ w q z and
 // Σ w q z zᵀ (q = color · gradient, z in units of (u, v)) and Σ w gradient: sums[0…4] and [5…].
 template <int C, bool Geometry>
-__device__ void gather(const Scene& scene, Index i, const Splat& g, const Real* gradient, Index first, int begin,
-                       int end, int step, Real (&sums)[5 + C]) {
+__device__ void gather(const Scene& scene, Index i, const Splat& g, const Real* gradient, Index first,
+                       int begin, int end, int step, Real (&sums)[5 + C]) {
     const Index n = scene.original(i);
     Real color[C];
     for (int k = 0; k < C; ++k) color[k] = scene.colors[n * scene.channels + first + k];
@@ -346,15 +355,16 @@ __device__ Columns find_rows(const Scene& scene, const Splat& g) {
 template <int N>
 __device__ void sum_lanes(Real (&values)[N]) {
     for (int i = 0; i < N; ++i)
-        for (int offset = kWarp / 2; offset; offset /= 2) values[i] += __shfl_xor_sync(kAll, values[i], offset);
+        for (int offset = kWarp / 2; offset; offset /= 2)
+            values[i] += __shfl_xor_sync(kAll, values[i], offset);
 }
 
 // Gradients from the picture's gradient in blocks, times `scale`: grad_geometry [num, 5], see
 // `finish_geometry`, and grad_colors [num, channels], of channels first to first + C. Moments of
 // earlier channels are found in grad_geometry; the last group of channels finishes them.
 template <int C, bool Geometry>
-__device__ void backward(const Scene& scene, Index first, const Real* cholesky, const Real* residual, double scale,
-                         int coordinates, Real* grad_geometry, Real* grad_colors) {
+__device__ void backward(const Scene& scene, Index first, const Real* cholesky, const Real* residual,
+                         double scale, int coordinates, Real* grad_geometry, Real* grad_colors) {
     __shared__ Real results[kBackward][5 + C];
     __shared__ Real shares[kWarps][5 + C];
     __shared__ unsigned char is_large[kBackward];
@@ -440,9 +450,9 @@ extern "C" __global__ void place_keys(Index num, Index height, Index width, cons
 
 // A block owns a chunk: its splats, in the sorted order, and the box around them. bad[0] becomes the
 // smallest index of a Gaussian with a parameter that is not finite, of `num` if there is none.
-extern "C" __global__ void prepare_splats(Index num, Index channels, Index height, Index width, const Index* order,
-                                          const Real* means, const Real* cholesky, const Real* colors, Splat* splats,
-                                          Box* chunks, int* bad) {
+extern "C" __global__ void prepare_splats(Index num, Index channels, Index height, Index width,
+                                          const Index* order, const Real* means, const Real* cholesky,
+                                          const Real* colors, Splat* splats, Box* chunks, int* bad) {
     __shared__ Box boxes[kChunk / kWarp];
     const Index i = Index(blockIdx.x) * kChunk + threadIdx.x;
     constexpr float kFar = 3e38f;
@@ -451,7 +461,8 @@ extern "C" __global__ void prepare_splats(Index num, Index channels, Index heigh
         const Index n = order ? order[i] : i;
         const Real mean_x = means[2 * n], mean_y = means[2 * n + 1];
         const Real l11 = cholesky[3 * n], l21 = cholesky[3 * n + 1], l22 = cholesky[3 * n + 2];
-        bool finite = is_finite(mean_x) && is_finite(mean_y) && is_finite(l11) && is_finite(l21) && is_finite(l22);
+        bool finite =
+            is_finite(mean_x) && is_finite(mean_y) && is_finite(l11) && is_finite(l21) && is_finite(l22);
         for (Index k = 0; k < channels; ++k) finite = finite && is_finite(colors[n * channels + k]);
         if (!finite) atomicMin(bad, int(n));
         Splat out{};
@@ -463,8 +474,16 @@ extern "C" __global__ void prepare_splats(Index num, Index channels, Index heigh
             const auto reach = extent<double>(l11, l21, l22, [](double x) { return sqrt(x); });
             // else 1e30 times longer than thin: its line misses all centers
             if (fabs(whiten.b) < 1e30) {
-                out = {mean_x, mean_y, Real(whiten.a), Real(whiten.b), Real(whiten.c), Real(reach.reach_x),
-                       Real(reach.reach_y), Real(reach.slope), Real(reach.half), Real(reach.widest)};
+                out = {mean_x,
+                       mean_y,
+                       Real(whiten.a),
+                       Real(whiten.b),
+                       Real(whiten.c),
+                       Real(reach.reach_x),
+                       Real(reach.reach_y),
+                       Real(reach.slope),
+                       Real(reach.half),
+                       Real(reach.widest)};
                 const double grown_x = reach.reach_x * 1.001 + 0.02, grown_y = reach.reach_y * 1.001 + 0.02;
                 const double left = mean_x - grown_x, right = mean_x + grown_x;
                 const double top = mean_y - grown_y, bottom = mean_y + grown_y;
@@ -510,8 +529,8 @@ extern "C" __global__ void group_boxes(Index num_chunks, const Box* chunks, Box*
     groups[group] = box;
 }
 
-#define SCENE_PARAMETERS                                                                                \
-    Index num, Index channels, Index height, Index width, const Index *order, const Splat *splats,      \
+#define SCENE_PARAMETERS                                                                           \
+    Index num, Index channels, Index height, Index width, const Index *order, const Splat *splats, \
         const Box *chunks, const Box *groups, const Real *colors, const int *tile_limits, Index first
 #define SCENE {num, channels, height, width, order, splats, chunks, groups, colors, tile_limits}
 

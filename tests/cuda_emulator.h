@@ -6,6 +6,8 @@
 // the order of memory that need two threads at the same instant.
 #pragma once
 
+#include <ucontext.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,8 +16,6 @@
 #include <random>
 #include <utility>
 #include <vector>
-
-#include <ucontext.h>
 
 #define __CUDACC__
 #define __host__
