@@ -364,6 +364,14 @@ def test_a_network_starts_the_fit(tmp_path, checkpoint):
     assert (tmp_path / "out" / "overview.png").exists()
 
 
+def test_a_short_fit_never_loses(tmp_path):
+    path = write(tmp_path / "scene.png", 96, 128)
+    for iterations in (1, 3):
+        report = quick(path, tmp_path / "out", start="network", iterations=iterations)
+        levels = [stage["psnr"] for stage in report["stages"]]
+        assert levels[2] >= levels[1] and report["psnr"] == levels[2]
+
+
 def test_a_start_is_chosen_for_the_length_of_the_fit(checkpoint):
     def first(height: int = 24, width: int = 30, **limits) -> str:
         recipe = Recipe(checkpoint=checkpoint, **limits)
