@@ -269,6 +269,8 @@ def test_interrupt_during_a_fit_is_one_line_and_code_130(picture, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job would ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     snapshot = tmp_path / "out" / "scene" / "snapshot.safetensors"
     deadline = time.monotonic() + 50
