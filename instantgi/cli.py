@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"instantgi {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_infer, _fit, _render, _export, _import, _bench, _doctor):
+    for add in (_infer, _fit, _encode, _decode, _info, _render, _export, _import, _bench, _doctor):
         add(commands)
     return parser
 
@@ -216,6 +216,64 @@ def _add_seed(add: Callable[..., Any]) -> None:
     )
 
 
+def _encode(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "encode",
+        _run_encode,
+        "turn a picture into a small file of Gaussians",
+        "The format is a draft: files of this version may become unreadable.",
+    )
+    add = parser.add_argument
+    add("image", metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
+    add("-o", "--output", required=True, metavar="X.gi", help="(required)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--bpp", type=_positive, metavar="B", help="bits of the file per pixel")
+    size.add_argument("--bytes", type=_whole(200), metavar="B", help="size of the file")
+    size.add_argument("--psnr", type=_positive, metavar="P", help="quality in dB")
+    size.add_argument(
+        "--num-gaussians",
+        type=_whole(2),
+        metavar="N",
+        help="number of Gaussians (default: 0.008 per pixel, about 0.3 bpp)",
+    )
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--iterations", type=_whole(0), metavar="N", help="steps of each fit (default: 300)"
+    )
+    limit.add_argument("--seconds", type=_positive, metavar="T", help="time for each fit")
+    add(
+        "--background",
+        type=_color,
+        metavar="COLOR",
+        help="lay transparent pictures over it (default: keep opacity as a fourth channel)",
+    )
+    add("--quiet", action="store_true", help="print nothing but errors (default: a line)")
+
+
+def _decode(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "decode",
+        _run_decode,
+        "draw a file of Gaussians at any size",
+        "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
+    )
+    parser.add_argument("file", metavar="X.gi", help="made by encode")
+    _add_size(parser.add_argument)
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="also draw the beginning of a file, coarser (default: refuse it)",
+    )
+
+
+def _info(commands: Any) -> None:
+    parser = _command(commands, "info", _run_info, "say what a file of Gaussians holds")
+    parser.add_argument("file", metavar="X.gi", help="made by encode")
+    parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
+
+
 def _render(commands: Any) -> None:
     parser = _command(
         commands,
@@ -224,8 +282,14 @@ def _render(commands: Any) -> None:
         "draw saved Gaussians at any size",
         "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
     )
-    add = parser.add_argument
-    add("gaussians", metavar="FILE", help="gaussians.safetensors of an earlier result")
+    parser.add_argument(
+        "gaussians", metavar="FILE", help="gaussians.safetensors of an earlier result"
+    )
+    _add_size(parser.add_argument)
+
+
+def _add_size(add: Callable[..., Any]) -> None:
+    """What is drawn, and where to."""
     add("-o", "--output", required=True, metavar="OUT", help=".png, .webp, .tif or .jpg (required)")
     add("--scale", type=_positive, metavar="S", help="times the picture's own size (default: 1)")
     add(
@@ -486,7 +550,7 @@ class _Bar:
 # --- render, export, import --------------------------------------------------------------------
 
 
-def _run_render(options: argparse.Namespace) -> int:
+def _check_size_options(options: argparse.Namespace) -> None:
     if (options.height is None) != (options.width is None):
         options.parser.error("--height and --width are given together, or use --scale")
     if options.scale is not None and options.height is not None:
@@ -495,20 +559,106 @@ def _run_render(options: argparse.Namespace) -> int:
         options.parser.error(
             f"argument --crop: W and H must be at least 1, got {options.crop[2]} {options.crop[3]}"
         )
+
+
+def _run_render(options: argparse.Namespace) -> int:
+    _check_size_options(options)
     from instantgi.gaussians import Gaussians
     from instantgi.images import write_image
-    from instantgi.infer import draw_part
 
-    gaussians, height, width = Gaussians.load(options.gaussians)
+    write_image(options.output, _drawn(*Gaussians.load(options.gaussians), options))
+    return 0
+
+
+def _drawn(gaussians: Any, height: int, width: int, options: argparse.Namespace) -> Any:
+    """The picture, or the part of it, at the size that was asked for."""
+    from instantgi.render import draw_part
+
     left, top, part_width, part_height = options.crop or (0, 0, width, height)
     scale = options.scale or 1.0
-    picture = draw_part(
+    return draw_part(
         gaussians,
         (left, top, part_width, part_height),
         options.height or max(1, round(part_height * scale)),
         options.width or max(1, round(part_width * scale)),
     )
-    write_image(options.output, picture)
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def _run_encode(options: argparse.Namespace) -> int:
+    import time
+
+    from instantgi.codec import decode
+    from instantgi.codec.target import Target, encode_image
+    from instantgi.files import replace_on_success
+    from instantgi.infer import read_picture
+    from instantgi.metrics import psnr
+
+    iterations = options.iterations
+    if iterations is None and options.seconds is None:
+        iterations = 300
+    wanted = (options.num_gaussians, options.bpp, options.bytes, options.psnr)
+    target = Target(*wanted, iterations=iterations, seconds=options.seconds)
+    began = time.perf_counter()
+    with replace_on_success(options.output) as partial:  # refuses before the work, not after it
+        image = read_picture(options.image, options.background)
+        data = encode_image(image, target)
+        partial.write_bytes(data)
+    if not options.quiet:
+        encoded, pixels = decode(data), image[0].numel()
+        print(
+            f"{Path(options.image).name}  {encoded.width}x{encoded.height}  "
+            f"{len(encoded.gaussians)} Gaussians  {len(data)} bytes  "
+            f"{8 * len(data) / pixels:.4f} bpp  {psnr(encoded.render(), image):.2f} dB  "
+            f"{time.perf_counter() - began:.1f} s  {options.output}"
+        )
+    return 0
+
+
+def _read_encoded(path: str, whole: bool = True) -> Any:
+    from instantgi.codec import FormatError, decode
+
+    try:
+        return decode(Path(path).read_bytes(), whole=whole)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def _run_decode(options: argparse.Namespace) -> int:
+    _check_size_options(options)
+    from instantgi.images import write_image
+
+    encoded = _read_encoded(options.file, whole=not options.partial)
+    drawn = _drawn(encoded.gaussians, encoded.height, encoded.width, options)
+    write_image(options.output, drawn)
+    return 0
+
+
+def _run_info(options: argparse.Namespace) -> int:
+    import json
+
+    encoded = _read_encoded(options.file, whole=False)
+    size, pixels = Path(options.file).stat().st_size, encoded.height * encoded.width
+    found: dict[str, Any] = {
+        "width": encoded.width,
+        "height": encoded.height,
+        "channels": encoded.gaussians.colors.shape[1],
+        "num_gaussians": len(encoded.gaussians),
+        "bytes": size,
+        "bpp": 8 * size / pixels,
+        "whole": encoded.is_whole,
+        "steps": dataclasses.asdict(encoded.steps),
+        "chunks": encoded.num_bytes,
+    }
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    for name, value in found.items():
+        parts = value.items() if isinstance(value, dict) else ()
+        shown = ", ".join(f"{key} {part:.6g}" for key, part in parts) or value
+        print(f"{name + ':':15}{shown}")
     return 0
 
 

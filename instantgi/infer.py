@@ -43,7 +43,6 @@ SOLVE_ITERATIONS = 10
 SURE = 20  # steps that bring any fit above the start from a network
 MAX_CURVE_POINTS = 400
 LOOK_EVERY = {"cuda": 25}  # steps; a look at the error waits for the GPU
-MAX_SAMPLES = 150_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,36 +373,3 @@ def _version() -> str:
     from instantgi import __version__
 
     return __version__
-
-
-def draw_part(
-    gaussians: Gaussians, part: tuple[int, int, int, int], height: int, width: int
-) -> Float[Tensor, "C {height} {width}"]:
-    """A part (x, y, width, height) of the picture, in pixels, drawn at another size.
-
-    Where that is smaller, a pixel is the mean of several samples: one would miss what lies between.
-
-    Raises:
-        ValueError: if the samples would be more than 400 million.
-    """
-    left, top, part_width, part_height = part
-    samples = [
-        max(1, math.ceil(whole / drawn))
-        for whole, drawn in ((part_width, width), (part_height, height))
-    ]
-    fine_width, fine_height = width * samples[0], height * samples[1]
-    if fine_width * fine_height > MAX_SAMPLES:
-        raise ValueError(
-            f"{width}x{height} pixels would take {fine_width * fine_height} samples, more than "
-            f"{MAX_SAMPLES}; choose a smaller size or part"
-        )
-    picture = rasterize(
-        gaussians,
-        fine_height,
-        fine_width,
-        origin=(left, top),
-        step=(part_width / fine_width, part_height / fine_height),
-    )
-    if samples == [1, 1]:
-        return picture
-    return torch.nn.functional.avg_pool2d(picture[None], (samples[1], samples[0]))[0]

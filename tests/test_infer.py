@@ -18,8 +18,8 @@ from instantgi.fit import Progress, default_count, fit_image, make_fitter
 from instantgi.folders import prepare_folder, replace_folder
 from instantgi.gaussians import Gaussians
 from instantgi.images import read_image, to_8bit, write_image
-from instantgi.infer import RESULTS, Curve, Recipe, draw_part, infer_image, run_stages, to_json
-from instantgi.render import rasterize
+from instantgi.infer import RESULTS, Curve, Recipe, infer_image, run_stages, to_json
+from instantgi.render import draw_part, rasterize
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(set(RESULTS) - {"snapshot.safetensors"})

@@ -1,5 +1,8 @@
 """Gaussians → raster."""
 
+import math
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -7,7 +10,9 @@ from instantgi.gaussians import Gaussians, check_size
 from instantgi.render.ops import rasterize_sum
 from instantgi.render.reference import published_tile_limits, rasterize_reference
 
-__all__ = ["rasterize", "rasterize_reference"]
+__all__ = ["draw_part", "rasterize", "rasterize_reference"]
+
+MAX_SAMPLES = 150_000_000  # of a picture whose pixels are means of several
 
 
 def rasterize(
@@ -55,3 +60,36 @@ def rasterize(
         limits = published_tile_limits(gaussians, height, width, max_per_tile)
     fields = gaussians.means, gaussians.cholesky, gaussians.colors
     return rasterize_sum(*fields, height, width, limits)
+
+
+def draw_part(
+    gaussians: Gaussians, part: tuple[int, int, int, int], height: int, width: int
+) -> Float[Tensor, "C {height} {width}"]:
+    """A part (x, y, width, height) of the picture, in pixels, drawn at another size.
+
+    Where that is smaller, a pixel is the mean of several samples: one would miss what lies between.
+
+    Raises:
+        ValueError: if the samples would be more than 400 million.
+    """
+    left, top, part_width, part_height = part
+    samples = [
+        max(1, math.ceil(whole / drawn))
+        for whole, drawn in ((part_width, width), (part_height, height))
+    ]
+    fine_width, fine_height = width * samples[0], height * samples[1]
+    if fine_width * fine_height > MAX_SAMPLES:
+        raise ValueError(
+            f"{width}x{height} pixels would take {fine_width * fine_height} samples, more than "
+            f"{MAX_SAMPLES}; choose a smaller size or part"
+        )
+    picture = rasterize(
+        gaussians,
+        fine_height,
+        fine_width,
+        origin=(left, top),
+        step=(part_width / fine_width, part_height / fine_height),
+    )
+    if samples == [1, 1]:
+        return picture
+    return torch.nn.functional.avg_pool2d(picture[None], (samples[1], samples[0]))[0]

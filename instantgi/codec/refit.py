@@ -1,0 +1,108 @@
+"""Gaussians fitted so that they lose little by being quantised.
+
+What is quantised first is held, and the rest makes up for it: positions, then sizes, then shapes,
+then colors, a quarter of the Gaussians at a time, each solved for what the others left.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from instantgi.codec import quantize
+from instantgi.codec.entropy import Ints
+from instantgi.codec.quantize import Floats, Quantised, Steps
+from instantgi.fit import LocalAdam, fit_image, solve_colors
+from instantgi.gaussians import Gaussians
+from instantgi.render import rasterize
+
+RATE = 0.1  # of the steps between, in standard deviations
+ITERATIONS = 60  # after positions, and again after sizes
+SOLVES = 10  # color iterations once the geometry is fixed
+ROUNDS = 4  # in which colors are rounded
+
+
+class _Held(LocalAdam):
+    """A fit in which means stay where they are, and sizes too if asked."""
+
+    def __init__(self, sizes: bool):
+        super().__init__(rate=RATE, relocations=())
+        self.holds_sizes = sizes
+
+    def _move(self) -> Tensor:
+        means, cholesky = self.means.clone(), self.cholesky.clone()
+        squares = super()._move()
+        self.means.copy_(means)
+        if self.holds_sizes:
+            before, after = (each[:, :1] * each[:, 2:] for each in (cholesky, self.cholesky))
+            self.cholesky.mul_((before / after).abs().sqrt())
+        return squares
+
+
+def fit_quantised(
+    image: Float[Tensor, "C H W"], gaussians: Gaussians, steps: Steps, iterations: int = ITERATIONS
+) -> Quantised:
+    """Integers that stand for Gaussians as close to the image as these, or nearly.
+
+    Args:
+        gaussians: where a fit ended.
+    """
+    height, width = image.shape[1:]
+    points = quantize.quantise_means(_numbers(gaussians.means), height, width, steps)
+    means = _tensor(quantize.means_of(points, steps), image)
+    held = Gaussians(means, gaussians.cholesky, gaussians.colors)
+    free = fit_image(image, held, method=_Held(sizes=False), iterations=iterations)
+    log_sizes, shapes = quantize.log_shape(_numbers(free.cholesky))
+    sizes = quantize.quantise_sizes(log_sizes, steps)
+    scaled = 2 ** (_tensor(sizes / steps.sizes - log_sizes, image))[:, None]
+    held = Gaussians(means, free.cholesky * scaled, free.colors)
+    free = fit_image(image, held, method=_Held(sizes=True), iterations=iterations)
+    shapes = quantize.log_shape(_numbers(free.cholesky))[1]
+    return _with_colors(image, points, sizes, shapes, free.colors, steps)
+
+
+def _with_colors(
+    image: Tensor, points: Ints, sizes: Ints, shapes: Floats, colors: Tensor, steps: Steps
+) -> Quantised:
+    """Shapes are held in steps that follow from the colors: both are settled in two passes."""
+    scale = quantize.sizes_of(sizes, steps)
+    chosen = quantize.quantise_colors(_numbers(colors), scale, steps)
+    for rounds in (1, ROUNDS):
+        levels = quantize.levels_of(chosen)
+        quantised = quantize.quantise_shapes(shapes, levels, steps)
+        cholesky = _tensor(quantize.cholesky_of(scale, quantised, levels, steps), image)
+        means = _tensor(quantize.means_of(points, steps), image)
+        scene = solve_colors(Gaussians(means, cholesky, colors), image, SOLVES)
+        chosen = _round_colors(image, scene, scale, steps, rounds)
+        colors = scene.colors
+    final = quantize.quantise_shapes(shapes, quantize.levels_of(chosen), steps)
+    return Quantised(points, sizes, chosen, final)
+
+
+def _round_colors(
+    image: Tensor, scene: Gaussians, scale: Floats, steps: Steps, rounds: int
+) -> Ints:
+    """Some of the colors are rounded, the others solved for what is left, and so on."""
+    group = np.random.default_rng(0).integers(0, rounds, len(scene))
+    colors, size = scene.colors.clone(), image.shape[1:]
+    chosen = np.zeros(colors.shape, np.int64)
+    for turn in range(rounds):
+        now, later = group == turn, group > turn
+        chosen[now] = quantize.quantise_colors(_numbers(colors)[now], scale[now], steps)
+        rounded = quantize.colors_of(chosen[now], scale[now], steps)
+        colors[torch.from_numpy(now)] = _tensor(rounded, image)
+        if later.any():
+            rest, done = torch.from_numpy(later), torch.from_numpy(~later)
+            fixed = Gaussians(scene.means[done], scene.cholesky[done], colors[done])
+            left = image - rasterize(fixed, *size)
+            waiting = Gaussians(scene.means[rest], scene.cholesky[rest], colors[rest])
+            colors[rest] = solve_colors(waiting, left, SOLVES // 2).colors
+    return chosen
+
+
+def _numbers(tensor: Tensor) -> Floats:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _tensor(numbers: Floats, like: Tensor) -> Tensor:
+    return torch.from_numpy(numbers).to(like)

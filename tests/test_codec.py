@@ -1,0 +1,469 @@
+import json
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenes import random_gaussians
+from torch.testing import assert_close
+
+from instantgi.cli import main
+from instantgi.codec import HEADER, PLANES, VERSION, decode, encode, encode_quantised, quantise
+from instantgi.codec.bitstream import FRAME, SIGNATURE, Chunk, FormatError, pack, unpack
+from instantgi.codec.compact import decode_planes, encode_planes
+from instantgi.codec.entropy import (
+    EVENNESS,
+    PRECISION,
+    REACH,
+    SIGNED,
+    Decoder,
+    Part,
+    best_signed,
+    cost,
+    signed_table,
+    split_table,
+)
+from instantgi.codec.entropy import encode as encode_symbols
+from instantgi.codec.positions import decode_positions, encode_positions
+from instantgi.codec.quantize import (
+    Quantised,
+    Steps,
+    cholesky_of,
+    from_luma_chroma,
+    gaussians_of,
+    lattice_size,
+    log_shape,
+    sizes_of,
+    to_luma_chroma,
+)
+from instantgi.codec.refit import fit_quantised
+from instantgi.codec.target import Target, encode_image
+from instantgi.fit import fit_image
+from instantgi.gaussians import Gaussians
+from instantgi.images import read_image, write_image
+from instantgi.metrics import psnr
+from instantgi.render import rasterize
+
+FINE = Steps(0.01, 64, 2**-11, 2**-9, 2**-9)
+
+
+def picture(height: int = 48, width: int = 64, channels: int = 3) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    planes = [
+        0.5 + 0.4 * torch.sin(x / (3 + k) + y / 7) * (torch.hypot(x - 30, y - 20) < 12 + 3 * k)
+        for k in range(channels)
+    ]
+    return torch.stack(planes)
+
+
+def small_file(num: int = 60, channels: int = 3) -> bytes:
+    return encode(random_gaussians(num, 30, 40, channels=channels), 30, 40)
+
+
+# chunks
+
+
+def test_chunks_come_back():
+    chunks = [Chunk(b"HEAD", b"abc"), Chunk(b"none", b""), Chunk(b"LUMA", bytes(1000))]
+    data = pack(chunks)
+    assert unpack(data) == chunks
+    assert [chunk.may_be_skipped for chunk in chunks] == [False, True, False]
+
+
+def test_every_truncation_is_refused_and_its_whole_chunks_are_there():
+    chunks = [Chunk(b"HEAD", b"abc"), Chunk(b"LUMA", bytes(5))]
+    data = pack(chunks)
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            unpack(data[:length])
+    ends = [len(SIGNATURE), len(SIGNATURE) + 8 + 3 + 4, len(SIGNATURE) + 15 + 8 + 5 + 4]
+    for length in range(len(SIGNATURE), len(data)):
+        kept = sum(end <= length for end in ends) - 1
+        assert unpack(data[:length], whole=False) == chunks[:kept]
+
+
+def test_every_flipped_bit_is_seen():
+    data = small_file()
+    for at in range(len(data)):
+        for bit in (0, 7):
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << bit
+            with pytest.raises(FormatError):
+                decode(bytes(damaged))
+
+
+# symbols
+
+
+def all_tables():
+    yield from (signed_table(index) for index in range(SIGNED))
+    yield from (split_table(num, *sides, even) for num in (1, 2, 5, 16) for even in (0, 4, 11)
+                for sides in ((1, 1), (8, 7), (2, 1)))  # fmt: skip
+
+
+def test_tables_are_whole():
+    for table in all_tables():
+        assert sum(table.frequencies) == 2**PRECISION and min(table.frequencies) >= 1
+
+
+def test_even_split_is_binomial():
+    shares = np.array(split_table(4, 1, 1, 4).frequencies) / 2**PRECISION
+    assert_close(shares, np.array([1, 4, 6, 4, 1]) / 16, rtol=0, atol=1e-6)
+    shares = np.array(split_table(2, 2, 1, 4).frequencies) / 2**PRECISION
+    assert_close(shares, np.array([1, 4, 4]) / 9, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("deviation", [0.1, 1.0, 12.0, 500.0])
+def test_symbols_cost_what_their_table_says(deviation):
+    symbols = np.round(np.random.default_rng(0).laplace(0, deviation, 5000)).astype(np.int64)
+    table = signed_table(best_signed(symbols))
+    data = encode_symbols([Part(symbols, table)])
+    assert (Decoder(data).take(5000, table) == symbols).all()
+    indices = np.clip(symbols, -REACH, REACH) + REACH
+    beyond = (np.abs(symbols) >= REACH).sum()
+    assert len(data) <= cost(table)[indices].sum() / 8 + 4 * beyond + 16
+
+
+def test_a_decoder_of_integers_alone_agrees():
+    """The coder as docs/format.md has it."""
+    random = np.random.default_rng(1)
+    tables = list(all_tables())
+    parts = []
+    for table in random.permutation(len(tables))[:40]:
+        last = len(tables[table].frequencies) - 2
+        symbols = tables[table].lowest + random.integers(min(1, last), last + 1, 7)
+        parts.append(Part(symbols, tables[table]))
+    words = np.frombuffer(encode_symbols(parts), "<u4").tolist()[1:]
+    state = 0
+    while state < 2**32 and words:
+        state = state << 32 | words.pop()
+    for symbols, table in parts:
+        for symbol in symbols:
+            rest, index = state % 2**PRECISION, 0
+            while rest >= table.frequencies[index]:
+                rest -= table.frequencies[index]
+                index += 1
+            assert table.lowest + index == symbol
+            state = (state >> PRECISION) * table.frequencies[index] + rest
+            if state < 2**32 and words:
+                state = state << 32 | words.pop()
+    assert state == 0 and not words
+
+
+# positions
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(0, 300),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 3, 40]),
+)
+def test_positions_come_back_in_their_order(width, height, num, seed, clumps):
+    random = np.random.default_rng(seed)
+    points = np.stack([random.integers(0, width, num), random.integers(0, height, num)], 1)
+    points = points // clumps * clumps
+    order, choices, parts = encode_positions(points, width, height)
+    assert sorted(order.tolist()) == list(range(num))
+    decoder = Decoder(encode_symbols(parts))
+    made, used = decode_positions(num, width, height, choices, decoder)
+    assert (made == points[order]).all() and used == len(choices)
+
+
+def test_positions_cost_what_a_set_of_them_does():
+    random = np.random.default_rng(0)
+    points = np.stack([random.integers(0, 1536, 4000), random.integers(0, 1024, 4000)], 1)
+    _, choices, parts = encode_positions(points, 1536, 1024)
+    bits = 8 * (len(encode_symbols(parts)) + len(choices)) / 4000
+    ideal = math.log2(1536 * 1024 / 4000) + math.log2(math.e)
+    assert bits < 1.02 * ideal
+
+
+# integers
+
+
+def test_numbers_without_libraries_are_exact():
+    sizes = np.arange(-300, 300)
+    for steps in (1, 3, 4, 64):
+        made = sizes_of(sizes, Steps(1, steps, 1, 1, 1))
+        assert_close(made, 2.0 ** (sizes / steps), rtol=1e-14, atol=0)
+    colors = np.random.default_rng(0).normal(size=(50, 4))
+    assert_close(from_luma_chroma(to_luma_chroma(colors)), colors, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_fine_steps_keep_gaussians(channels):
+    gaussians = random_gaussians(300, 50, 70, channels=channels, dtype=torch.float64)
+    gaussians.means.clamp_(0.1, 49.9)
+    gaussians.colors.add_(0.1)  # what is all but black has a coarse shape
+    quantised = quantise(gaussians, 50, 70, FINE)
+    made = gaussians_of(quantised, FINE)
+    assert_close(made.means.double(), gaussians.means, rtol=0, atol=0.006)
+    assert_close(made.covariances.double(), gaussians.covariances, rtol=0.03, atol=0.03)
+    assert_close(made.colors.double(), gaussians.colors, rtol=0, atol=0.003)
+
+
+def test_shapes_of_any_direction_come_back():
+    angles = torch.linspace(-3.2, 3.2, 200, dtype=torch.float64)
+    scales = torch.stack([1 + angles.abs() * 10, 0.3 + 0 * angles], 1)
+    means = torch.zeros(200, 2, dtype=torch.float64)
+    gaussians = Gaussians.from_scales_rotations(means, scales, angles, angles[:, None])
+    cholesky = gaussians.cholesky.numpy() * np.where(np.arange(200) % 2, 1, -1)[:, None]
+    log_sizes, shapes = log_shape(cholesky)
+    levels, steps = np.full(200, 24), Steps(1, 4, 2**-4, 0.1, 0.1)
+    fine = 2**-4 / 0.1 / 2**12
+    made = cholesky_of(2**log_sizes, np.round(shapes / fine).astype(np.int64), levels, steps)
+    again = Gaussians(means, torch.from_numpy(made), angles[:, None])
+    assert_close(again.covariances, gaussians.covariances, rtol=0.01, atol=0.01)
+
+
+# files
+
+
+@pytest.mark.parametrize("num", [0, 1, 2, 700])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_file_holds_the_quantised_gaussians(num, channels):
+    gaussians = random_gaussians(num, 33, 47, channels=channels)
+    steps = Steps.for_density(max(num, 1) / (33 * 47))
+    quantised = quantise(gaussians, 33, 47, steps)
+    data = encode_quantised(quantised, 33, 47, steps)
+    encoded = decode(data)
+    assert (encoded.height, encoded.width, encoded.is_whole) == (33, 47, True)
+    order = encode_planes(quantised, *lattice_size(33, 47, encoded.steps))[0]
+    for name in ("means", "cholesky", "colors"):
+        expected = getattr(gaussians_of(order, encoded.steps), name)
+        assert torch.equal(getattr(encoded.gaussians, name), expected)
+    assert encode_quantised(quantised, 33, 47, steps) == data
+
+
+def test_planes_come_back_one_by_one():
+    gaussians = random_gaussians(500, 60, 80)
+    steps = Steps.for_density(0.05)
+    size = lattice_size(60, 80, steps)
+    ordered, payloads = encode_planes(quantise(gaussians, 60, 80, steps), *size)
+    for known in range(1, 6):
+        made = decode_planes(500, 3, *size, payloads[:known])
+        assert (made.points == ordered.points).all()
+        assert (made.sizes == (ordered.sizes if known > 1 else 0)).all()
+        assert (made.colors[:, 0] == (ordered.colors[:, 0] if known > 2 else 0)).all()
+        assert (made.colors[:, 1:] == (ordered.colors[:, 1:] if known > 3 else 0)).all()
+        assert (made.shapes == (ordered.shapes if known > 4 else 0)).all()
+
+
+def test_every_prefix_of_whole_chunks_is_a_coarser_picture():
+    image = picture()
+    data = encode_image(image, Target(num_gaussians=150, iterations=60))
+    at, levels = len(SIGNATURE), []
+    for i in range(1 + len(PLANES)):
+        at += FRAME.size + FRAME.unpack_from(data, at)[0] + 4
+        if i == 0:
+            with pytest.raises(FormatError, match="its chunks are"):
+                decode(data[:at], whole=False)
+            continue
+        encoded = decode(data[:at], whole=False)
+        assert encoded.is_whole == (i == len(PLANES))
+        levels.append(psnr(encoded.render(), image))
+        with pytest.raises(FormatError, match="ends early"):
+            decode(data[:at])
+    assert levels[-1] > 30 and levels[2] > levels[0] and levels[3] > levels[2]
+    assert levels[-1] == psnr(decode(data).render(), image)
+
+
+def test_unknown_chunks_are_skipped_if_they_may_be():
+    chunks = unpack(small_file())
+    decode(pack([*chunks, Chunk(b"what", b"?")]))
+    with pytest.raises(FormatError, match=r"its chunks are .*'WHAT'"):
+        decode(pack([*chunks, Chunk(b"WHAT", b"?")]))
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (0, VERSION + 1, rf"format version {VERSION + 1}, .* upgrade instantgi"),
+        (1, 1, "renderer 1"),
+        (2, 7, "profile 7"),
+        (3, 0, "in 0 channels"),
+        (4, 0, "40x0 pixels"),
+        (5, 2**31, f"{2**31}x30 pixels"),
+        (6, 2**27, f"holds {2**27} Gaussians"),
+        (6, 2**20, f"{2**20} Gaussians in [0-9]+ bytes"),
+        (7, math.nan, "step for position of nan"),
+        (7, 1e-9, "step for position"),
+        (8, 0, "step for sizes of 0"),
+        (9, math.inf, "step for shape of inf"),
+        (10, -1.0, "step for luma"),
+        (11, 1e9, "step for chroma"),
+    ],
+)
+def test_a_header_that_cannot_be_is_named(place, value, message):
+    head, *rest = unpack(small_file())
+    fields = list(HEADER.unpack(head.payload))
+    fields[place] = value
+    with pytest.raises(FormatError, match=message):
+        decode(pack([Chunk(b"HEAD", HEADER.pack(*fields)), *rest]))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_hostile_payloads_with_right_checksums_end_in_one_error(data):
+    chunks = unpack(HOSTILE_BASE)
+    i = data.draw(st.integers(0, len(chunks) - 1))
+    payload = bytearray(chunks[i].payload)
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(st.sampled_from(["set", "cut", "add"]))
+        at = data.draw(st.integers(0, len(payload)))
+        if kind == "set" and at < len(payload):
+            payload[at] = data.draw(st.integers(0, 255))
+        elif kind == "cut":
+            del payload[at : at + data.draw(st.integers(1, 40))]
+        else:
+            payload[at:at] = data.draw(st.binary(max_size=40))
+    chunks[i] = Chunk(chunks[i].type, bytes(payload))
+    try:
+        gaussians = decode(pack(chunks), whole=data.draw(st.booleans())).gaussians
+    except FormatError:
+        return
+    assert all(
+        getattr(gaussians, name).isfinite().all() for name in ("means", "cholesky", "colors")
+    )
+    assert len(gaussians) <= 8 * len(HOSTILE_BASE) + 2000
+
+
+HOSTILE_BASE = small_file(200)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=300))
+def test_any_bytes_end_in_one_error(data):
+    for start in (b"", SIGNATURE):
+        with pytest.raises(FormatError):
+            decode(start + data)
+
+
+def test_what_the_format_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="in 17 channels"):
+        encode(random_gaussians(3, 8, 8, channels=17), 8, 8)
+    with pytest.raises(ValueError, match="at least 1x1 pixels"):
+        encode(random_gaussians(3, 8, 8), 0, 8)
+
+
+# pictures
+
+
+def test_refitting_loses_less_than_rounding():
+    image = picture()
+    gaussians = fit_image(image, num_gaussians=150, iterations=100)
+    steps = Steps.for_density(150 / image[0].numel()).scaled(1.5)
+
+    def quality(quantised: Quantised) -> float:
+        return psnr(rasterize(gaussians_of(quantised, steps), 48, 64), image)
+
+    assert (
+        quality(fit_quantised(image, gaussians, steps))
+        > quality(quantise(gaussians, 48, 64, steps)) + 1
+    )
+
+
+def test_asked_for_bytes_and_quality_are_met():
+    image = picture(64, 96)
+    data = encode_image(image, Target(num_bytes=1500, iterations=60))
+    assert abs(len(data) / 1500 - 1) <= 0.02
+    assert encode_image(image, Target(num_bytes=1500, iterations=60)) == data
+    data = encode_image(image, Target(bpp=3.0, iterations=60))
+    assert abs(8 * len(data) / image[0].numel() / 3 - 1) <= 0.02
+    data = encode_image(image, Target(psnr=30.0, iterations=60))
+    assert abs(psnr(decode(data).render(), image) - 30) <= 0.1
+
+
+def test_what_cannot_be_reached_is_said():
+    image = picture(16, 16)
+    with pytest.raises(ValueError, match="100000 bytes cannot be reached for 16x16 pixels"):
+        encode_image(image, Target(num_bytes=100_000, iterations=5))
+    with pytest.raises(ValueError, match=r"90.0 dB cannot be reached .* the closest is"):
+        encode_image(image, Target(psnr=90.0, iterations=5))
+
+
+def test_a_part_is_drawn_at_any_size():
+    encoded = decode(encode_image(picture(), Target(num_gaussians=100, iterations=30)))
+    whole = encoded.render()
+    assert_close(encoded.render(crop=(8, 4, 20, 10)), whole[:, 4:14, 8:28], rtol=0, atol=1e-5)
+    assert encoded.render(96, 128).shape == (3, 96, 128)
+
+
+# commands
+
+
+@pytest.fixture
+def encoded_file(tmp_path):
+    write_image(tmp_path / "scene.png", picture())
+    path = tmp_path / "scene.gi"
+    arguments = ["encode", str(tmp_path / "scene.png"), "-o", str(path), "--num-gaussians", "120"]
+    assert main([*arguments, "--iterations", "20", "--quiet"]) == 0
+    return path
+
+
+def test_encode_decode_and_info(encoded_file, tmp_path, capsys):
+    before = encoded_file.read_bytes()
+    arguments = ["encode", str(tmp_path / "scene.png"), "-o", str(encoded_file)]
+    assert main([*arguments, "--num-gaussians", "120", "--iterations", "20"]) == 0
+    assert encoded_file.read_bytes() == before
+    line = capsys.readouterr().out
+    assert f"{len(before)} bytes" in line
+    out = tmp_path / "out.png"
+    assert main(["decode", str(encoded_file), "-o", str(out)]) == 0
+    shown = read_image(out)
+    level = psnr(shown, read_image(tmp_path / "scene.png"))
+    assert f"{level:.2f} dB" in line
+    part = ["--scale", "2", "--crop", "3", "4", "9", "7"]
+    assert main(["decode", str(encoded_file), "-o", str(out), *part]) == 0
+    assert read_image(out).shape == (3, 14, 18)
+    capsys.readouterr()
+    assert main(["info", str(encoded_file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["width"], found["height"], found["channels"]) == (64, 48, 3)
+    assert found["bytes"] == encoded_file.stat().st_size and found["whole"]
+    assert found["bytes"] == sum(found["chunks"].values()) + 12 * (1 + len(found["chunks"])) + 8
+    assert main(["info", str(encoded_file)]) == 0
+    assert "num_gaussians:" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_one_line(encoded_file, tmp_path, capsys):
+    data = encoded_file.read_bytes()
+    encoded_file.write_bytes(data[:-40])
+    capsys.readouterr()
+    out = tmp_path / "out.png"
+    assert main(["decode", str(encoded_file), "-o", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert error == f"error: {encoded_file}: is damaged: it ends early, after 5 chunks\n"
+    assert not out.exists()
+    assert main(["decode", str(encoded_file), "-o", str(out), "--partial"]) == 0
+    assert out.exists()
+
+
+def test_an_older_file_survives_a_failed_encode(encoded_file, tmp_path, capsys):
+    before = encoded_file.read_bytes()
+    arguments = ["encode", str(tmp_path / "scene.png"), "-o", str(encoded_file)]
+    assert main([*arguments, "--psnr", "95", "--iterations", "2"]) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    assert encoded_file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.gi", "scene.png"]
+
+
+def test_the_layout_is_that_of_the_specification():
+    """By hand, from docs/format.md."""
+    data = small_file()
+    assert data[:8] == b"\x89GI\r\n\x1a\n\0"
+    length, kind = struct.unpack_from("<I4s", data, 8)
+    assert kind == b"HEAD" and length == 33
+    payload = data[16 : 16 + length]
+    (checksum,) = struct.unpack_from("<I", data, 16 + length)
+    assert checksum == zlib.crc32(b"HEAD" + payload)
+    assert struct.unpack_from("<BBBBIII", payload) == (0, 0, 2, 3, 30, 40, 60)
+    assert data[-12:-4] == b"\0\0\0\0END "
+    assert EVENNESS == 12 and SIGNED == 96
