@@ -100,8 +100,10 @@ def encode_quantised(quantised: Quantised, height: int, width: int, steps: Steps
 
 def as_stored(steps: Steps) -> Steps:
     """The steps as float32, which is what a decoder will read."""
-    values = dataclasses.astuple(steps)
-    return Steps(*(v if isinstance(v, int) else float(np.float32(v)) for v in values))
+    floats = ("position", "shape", "luma", "chroma")
+    return dataclasses.replace(
+        steps, **{name: float(np.float32(getattr(steps, name))) for name in floats}
+    )
 
 
 def decode(data: bytes, *, whole: bool = True) -> Encoded:
