@@ -81,7 +81,7 @@ def curve(image: torch.Tensor, name: str) -> list[tuple[float, float]]:
     settings: list[dict] = [{"quality": quality, "optimize": True} for quality in range(2, 96, 3)]
     if name == "JPEG2000":
         ratios = [24 / 2**x for x in np.arange(-4, 2, 0.25)]
-        common = {"quality_mode": "rates", "irreversible": True}
+        common = {"quality_mode": "rates", "irreversible": True, "mct": 1}
         settings = [{**common, "quality_layers": [ratio]} for ratio in ratios]
     points = []
     for options in settings:
