@@ -53,3 +53,6 @@ def test_a_network_is_ahead_in_short_fits_that_leave_it_time():
     assert not is_ahead(512, 768, seconds=0.5)
     assert not is_ahead(512, 768, iterations=100, seconds=0.5)
     assert not is_ahead(10_000, 10_000, seconds=10.0)
+    assert is_ahead(8, 768, iterations=100)
+    assert not is_ahead(7, 768, iterations=100)
+    assert not is_ahead(1, 1, iterations=0)

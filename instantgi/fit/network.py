@@ -12,6 +12,7 @@ from instantgi.gaussians import Gaussians
 
 SHORT = 75  # steps; fits of fewer start from what the network's looks made
 LONG = 300  # steps; fits of more do no better from a network (docs/results.md)
+NARROW = 8  # pixels; twice the side of a cell of the network
 PIXELS_A_SECOND = 40e6  # that a fit limited by time passes in its steps, roughly
 
 
@@ -30,8 +31,11 @@ def is_ahead(
     """Whether such a fit ends at or above that from the heuristic start.
 
     At equal steps it does up to LONG of them. In equal seconds, if they are enough for the network
-    itself, about 35 steps' time, to pay; docs/results.md has both races.
+    itself, about 35 steps' time, to pay; docs/results.md has both races. Not in pictures that are
+    narrower than what it sees at once.
     """
+    if min(height, width) < NARROW:
+        return False
     is_long = expected_steps(height, width, iterations, seconds) > LONG
     return not is_long and expected_steps(height, width, seconds=seconds) >= SHORT
 
