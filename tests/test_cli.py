@@ -12,6 +12,7 @@ from PIL import Image
 from instantgi import __version__, cli, fit
 from instantgi.cli import build_parser, main
 from instantgi.gaussians import Gaussians
+from instantgi.infer import STARTS
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("infer", "fit", "render", "export", "import", "bench", "doctor")
@@ -86,6 +87,7 @@ def test_fit_takes_each_method(picture, tmp_path):
         assert main([*arguments, "-o", str(out), "--quiet"]) == 0
         assert (out / "scene" / "overview.png").exists()
     assert tuple(cli.METHODS) == tuple(fit.METHODS)
+    assert cli.STARTS == STARTS
 
 
 def test_an_unknown_network_and_no_cuda_are_said_in_one_line(picture, capsys):

@@ -70,7 +70,7 @@ def draw_part(
     Where that is smaller, a pixel is the mean of several samples: one would miss what lies between.
 
     Raises:
-        ValueError: if the samples would be more than 400 million.
+        ValueError: if the samples would be more than 150 million.
     """
     left, top, part_width, part_height = part
     samples = [
