@@ -1,23 +1,45 @@
 """Pictures as 2D Gaussians: predicted, fitted, drawn at any size, on a plain CPU and exactly."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from instantgi.fit import fit_image
-from instantgi.gaussians import Gaussians
-from instantgi.images import read_image, write_image
-from instantgi.render import rasterize
-
 if TYPE_CHECKING:
+    from instantgi.codec import decode, encode
+    from instantgi.codec import open_file as open
+    from instantgi.fit import fit_image
+    from instantgi.gaussians import Gaussians
+    from instantgi.images import read_image, write_image
     from instantgi.models import InstantGI
+    from instantgi.render import rasterize
 
 __version__ = "0.1.0"
-__all__ = ["Gaussians", "InstantGI", "fit_image", "rasterize", "read_image", "write_image"]
+__all__ = [
+    "Gaussians",
+    "InstantGI",
+    "decode",
+    "encode",
+    "fit_image",
+    "open",
+    "rasterize",
+    "read_image",
+    "write_image",
+]
+HOMES = {
+    "Gaussians": ("gaussians", "Gaussians"),
+    "InstantGI": ("models", "InstantGI"),
+    "decode": ("codec", "decode"),
+    "encode": ("codec", "encode"),
+    "fit_image": ("fit", "fit_image"),
+    "open": ("codec", "open_file"),
+    "rasterize": ("render", "rasterize"),
+    "read_image": ("images", "read_image"),
+    "write_image": ("images", "write_image"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The network only when it is asked for: its imports take half a second."""
-    if name == "InstantGI":
-        from instantgi.models import InstantGI
-
-        return InstantGI
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Each from its module when it is asked for: torch takes a second to load."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = HOMES[name]
+    return getattr(importlib.import_module(f"instantgi.{module}"), attribute)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+PROFILES = ("compact", "fast", "lossless")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"instantgi {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_infer, _fit, _encode, _decode, _info, _render, _export, _import, _bench, _doctor):
+    for add in (_infer, _fit, _encode, _decode, _info, _export, _import, _bench, _doctor):
         add(commands)
     return parser
 
@@ -81,10 +82,10 @@ def _command(
 
 
 RESULT = (
-    "Writes DIR/<name of the picture without suffix>/ with gaussians.safetensors, init.png (where "
-    "the fit started), render.png, overview.png and report.json, whole or not at all; an older "
-    "result there is replaced, a folder with other files is refused. Of pictures that share the "
-    "name but for the suffix (x.png x.jpg) the folder is DIR/<whole name>/."
+    "Writes DIR/<name of the picture without suffix>/ with gaussians.gi (lossless), init.png "
+    "(where the fit started), render.png, overview.png and report.json, whole or not at all; an "
+    "older result there is replaced, a folder with other files is refused. Of pictures that share "
+    "the name but for the suffix (x.png x.jpg) the folder is DIR/<whole name>/."
 )
 
 
@@ -172,8 +173,8 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--init",
         metavar="FILE",
-        help="gaussians.safetensors or snapshot.safetensors of a picture of this size "
-        "to start from (default: the method's own start)",
+        help="gaussians.gi or snapshot.gi of a picture of this size to start from (default: the "
+        "method's own start)",
     )
     add(
         "--background",
@@ -186,14 +187,24 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         "--snapshot-every",
         type=_whole(1),
         metavar="N",
-        help="write DIR/<name>/snapshot.safetensors after every N steps (default: never)",
+        help="write DIR/<name>/snapshot.gi after every N steps (default: never)",
     )
+    _add_metadata(add)
     _add_device(add)
     _add_seed(add)
     add(
         "--quiet",
         action="store_true",
         help="print nothing but errors (default: progress and a line)",
+    )
+
+
+def _add_metadata(add: Callable[..., Any]) -> None:
+    add(
+        "--keep-metadata",
+        action="store_true",
+        help="store EXIF in the file, and the color profile of pictures of 16 bits; decode hands "
+        "them on (default: do not)",
     )
 
 
@@ -222,15 +233,27 @@ def _encode(commands: Any) -> None:
         "encode",
         _run_encode,
         "turn a picture into a small file of Gaussians",
-        "The format is a draft: files of this version may become unreadable.",
+        "Fits Gaussians to the picture and to being rounded, and codes them.",
     )
     add = parser.add_argument
     add("image", metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
     add("-o", "--output", required=True, metavar="X.gi", help="(required)")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--bpp", type=_positive, metavar="B", help="bits of the file per pixel")
-    size.add_argument("--bytes", type=_whole(200), metavar="B", help="size of the file")
-    size.add_argument("--psnr", type=_positive, metavar="P", help="quality in dB")
+    size.add_argument(
+        "--bpp",
+        type=_positive,
+        metavar="B",
+        help="bits of the file per pixel (default: by --num-gaussians)",
+    )
+    size.add_argument(
+        "--bytes",
+        type=_whole(200),
+        metavar="B",
+        help="size of the file (default: by --num-gaussians)",
+    )
+    size.add_argument(
+        "--psnr", type=_positive, metavar="P", help="quality in dB (default: by --num-gaussians)"
+    )
     size.add_argument(
         "--num-gaussians",
         type=_whole(2),
@@ -239,15 +262,29 @@ def _encode(commands: Any) -> None:
     )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
-        "--iterations", type=_whole(0), metavar="N", help="steps of each fit (default: 300)"
+        "--iterations", type=_whole(0), metavar="N", help="steps of each fit (default: 600)"
     )
-    limit.add_argument("--seconds", type=_positive, metavar="T", help="time for each fit")
+    limit.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="T",
+        help="time for it all (default: as long as it takes)",
+    )
+    add(
+        "--profile",
+        choices=PROFILES,
+        default="compact",
+        help="compact is entropy coded, fast has numbers of fixed length, lossless is float32 "
+        "(default: %(default)s)",
+    )
     add(
         "--background",
         type=_color,
         metavar="COLOR",
         help="lay transparent pictures over it (default: keep opacity as a fourth channel)",
     )
+    _add_metadata(add)
+    _add_device(add)
     add("--quiet", action="store_true", help="print nothing but errors (default: a line)")
 
 
@@ -259,7 +296,7 @@ def _decode(commands: Any) -> None:
         "draw a file of Gaussians at any size",
         "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
     )
-    parser.add_argument("file", metavar="X.gi", help="made by encode")
+    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
     _add_size(parser.add_argument)
     parser.add_argument(
         "--partial",
@@ -270,22 +307,8 @@ def _decode(commands: Any) -> None:
 
 def _info(commands: Any) -> None:
     parser = _command(commands, "info", _run_info, "say what a file of Gaussians holds")
-    parser.add_argument("file", metavar="X.gi", help="made by encode")
+    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
     parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
-
-
-def _render(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "render",
-        _run_render,
-        "draw saved Gaussians at any size",
-        "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
-    )
-    parser.add_argument(
-        "gaussians", metavar="FILE", help="gaussians.safetensors of an earlier result"
-    )
-    _add_size(parser.add_argument)
 
 
 def _add_size(add: Callable[..., Any]) -> None:
@@ -321,20 +344,16 @@ def _export(commands: Any) -> None:
         _run_export,
         "write Gaussians as .npz for the WebGPU viewer of GaussianImage",
     )
-    parser.add_argument(
-        "gaussians", metavar="FILE", help="gaussians.safetensors of an earlier result"
-    )
+    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.npz", help="(required)")
 
 
 def _import(commands: Any) -> None:
     parser = _command(
-        commands, "import", _run_import, "read such an .npz and write it as gaussians.safetensors"
+        commands, "import", _run_import, "read such an .npz and write it as a lossless .gi"
     )
     parser.add_argument("npz", metavar="FILE.npz", help="Gaussians for the viewer")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT.safetensors", help="(required)"
-    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.gi", help="(required)")
 
 
 def _bench(commands: Any) -> None:
@@ -498,7 +517,12 @@ def _fit_one(image: str, folder: Path, options: argparse.Namespace) -> None:
     recipe = Recipe(**chosen)
     with _Bar(Path(image).name, recipe.iterations, recipe.seconds, options.quiet) as bar:
         report = infer_image(
-            image, folder, recipe, snapshot_every=options.snapshot_every, on_progress=bar.update
+            image,
+            folder,
+            recipe,
+            snapshot_every=options.snapshot_every,
+            keep_metadata=options.keep_metadata,
+            on_progress=bar.update,
         )
     if not options.quiet:
         print(_result_line(report, folder), flush=True)
@@ -547,7 +571,7 @@ class _Bar:
         self.bar.close()
 
 
-# --- render, export, import --------------------------------------------------------------------
+# --- files --------------------------------------------------------------------
 
 
 def _check_size_options(options: argparse.Namespace) -> None:
@@ -561,121 +585,118 @@ def _check_size_options(options: argparse.Namespace) -> None:
         )
 
 
-def _run_render(options: argparse.Namespace) -> int:
-    _check_size_options(options)
-    from instantgi.gaussians import Gaussians
-    from instantgi.images import write_image
-
-    write_image(options.output, _drawn(*Gaussians.load(options.gaussians), options))
-    return 0
-
-
-def _drawn(gaussians: Any, height: int, width: int, options: argparse.Namespace) -> Any:
-    """The picture, or the part of it, at the size that was asked for."""
-    from instantgi.render import draw_part
-
-    left, top, part_width, part_height = options.crop or (0, 0, width, height)
-    scale = options.scale or 1.0
-    return draw_part(
-        gaussians,
-        (left, top, part_width, part_height),
-        options.height or max(1, round(part_height * scale)),
-        options.width or max(1, round(part_width * scale)),
-    )
-
-
-# --- files -------------------------------------------------------------------------------------
-
-
 def _run_encode(options: argparse.Namespace) -> int:
     import time
 
-    from instantgi.codec import decode
+    from instantgi.codec import open_file
+    from instantgi.codec.index import software
     from instantgi.codec.target import Target, encode_image
     from instantgi.files import replace_on_success
+    from instantgi.images import read_metadata
     from instantgi.infer import read_picture
     from instantgi.metrics import psnr
+    from instantgi.native import choose_device
 
-    iterations = options.iterations
-    if iterations is None and options.seconds is None:
-        iterations = 300
-    wanted = (options.num_gaussians, options.bpp, options.bytes, options.psnr)
-    target = Target(*wanted, iterations=iterations, seconds=options.seconds)
+    iterations = Target.iterations if options.seconds is None else None
+    target = Target(
+        options.num_gaussians,
+        options.bpp,
+        options.bytes,
+        options.psnr,
+        iterations=iterations if options.iterations is None else options.iterations,
+        seconds=options.seconds,
+    )
     began = time.perf_counter()
     with replace_on_success(options.output) as partial:  # refuses before the work, not after it
         image = read_picture(options.image, options.background)
-        data = encode_image(image, target)
+        kept = read_metadata(options.image) if options.keep_metadata else {}
+        metadata = dataclasses.replace(software(), **kept)
+        device = choose_device(options.device)
+        name = Path(options.image).name
+        with _Bar(name, target.iterations, target.seconds, options.quiet) as bar:
+            data = encode_image(
+                image.to(device), target, options.profile, metadata, on_progress=bar.update
+            )
         partial.write_bytes(data)
     if not options.quiet:
-        encoded, pixels = decode(data), image[0].numel()
+        file = open_file(data)
         print(
-            f"{Path(options.image).name}  {encoded.width}x{encoded.height}  "
-            f"{len(encoded.gaussians)} Gaussians  {len(data)} bytes  "
-            f"{8 * len(data) / pixels:.4f} bpp  {psnr(encoded.render(), image):.2f} dB  "
+            f"{Path(options.image).name}  {file.width}x{file.height}  "
+            f"{file.num_gaussians} Gaussians  {len(data)} bytes  "
+            f"{8 * len(data) / image[0].numel():.4f} bpp  {psnr(file.render(), image):.2f} dB  "
             f"{time.perf_counter() - began:.1f} s  {options.output}"
         )
     return 0
 
 
-def _read_encoded(path: str, whole: bool = True) -> Any:
-    from instantgi.codec import FormatError, decode
-
-    try:
-        return decode(Path(path).read_bytes(), whole=whole)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
-
-
 def _run_decode(options: argparse.Namespace) -> int:
     _check_size_options(options)
+    from instantgi.codec import open_file
     from instantgi.images import write_image
 
-    encoded = _read_encoded(options.file, whole=not options.partial)
-    drawn = _drawn(encoded.gaussians, encoded.height, encoded.width, options)
-    write_image(options.output, drawn)
+    file = open_file(options.file, whole=not options.partial)
+    *_, width, height = options.crop or (0, 0, file.width, file.height)
+    scale = options.scale or 1.0
+    size = (
+        options.height or max(1, round(height * scale)),
+        options.width or max(1, round(width * scale)),
+    )
+    drawn = file.render(*size, crop=options.crop and tuple(options.crop))
+    write_image(options.output, drawn, icc=file.metadata.icc, exif=file.metadata.exif)
     return 0
 
 
 def _run_info(options: argparse.Namespace) -> int:
     import json
 
-    encoded = _read_encoded(options.file, whole=False)
-    size, pixels = Path(options.file).stat().st_size, encoded.height * encoded.width
+    from instantgi.codec import Index
+
+    file = Index(options.file, whole=False)
     found: dict[str, Any] = {
-        "width": encoded.width,
-        "height": encoded.height,
-        "channels": encoded.gaussians.colors.shape[1],
-        "num_gaussians": len(encoded.gaussians),
-        "bytes": size,
-        "bpp": 8 * size / pixels,
-        "whole": encoded.is_whole,
-        "steps": dataclasses.asdict(encoded.steps),
-        "chunks": encoded.num_bytes,
+        "width": file.width,
+        "height": file.height,
+        "channels": file.channels,
+        "num_gaussians": file.num_gaussians,
+        "bytes": file.num_bytes,
+        "bpp": 8 * file.num_bytes / (file.height * file.width),
+        "profile": file.profile,
+        "whole": file.is_whole,
+        "blocks": len(file.blocks),
+        "steps": file.steps and dataclasses.asdict(file.steps),
+        "chunks": file.bytes_of_chunks(),
+        "software": file.metadata.software,
+        "recipe": file.metadata.recipe,
     }
     if options.json:
         print(json.dumps(found))
         return 0
     for name, value in found.items():
-        parts = value.items() if isinstance(value, dict) else ()
-        shown = ", ".join(f"{key} {part:.6g}" for key, part in parts) or value
-        print(f"{name + ':':15}{shown}")
+        if isinstance(value, dict):
+            value = ", ".join(
+                f"{key} {part:.6g}" if isinstance(part, float) else f"{key} {part}"
+                for key, part in value.items()
+            )
+        print(f"{name + ':':15}{'-' if value is None else value}")
     return 0
 
 
 def _run_export(options: argparse.Namespace) -> int:
-    from instantgi.gaussians import Gaussians
+    from instantgi.codec import open_file
     from instantgi.npz import save_npz
 
-    gaussians, height, width = Gaussians.load(options.gaussians)
-    save_npz(options.output, gaussians, height, width)
+    file = open_file(options.file)
+    save_npz(options.output, file.gaussians(), file.height, file.width)
     return 0
 
 
 def _run_import(options: argparse.Namespace) -> int:
+    from instantgi.codec import encode
+    from instantgi.files import replace_on_success
     from instantgi.npz import load_npz
 
     gaussians, height, width = load_npz(options.npz)
-    gaussians.save(options.output, height, width)
+    with replace_on_success(options.output) as partial:
+        partial.write_bytes(encode(gaussians, height, width, profile="lossless"))
     return 0
 
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.files import replace_on_success
-
-FORMAT_VERSION = 1
 FIELDS = ("means", "cholesky", "colors")
 
 
@@ -172,59 +167,6 @@ class Gaussians:
 
     def detach(self) -> Gaussians:
         return self.map(Tensor.detach)
-
-    def save(self, path: str | Path, height: int, width: int) -> None:
-        """Write all fields, bit for bit, with the size of the picture, as safetensors."""
-        from safetensors.torch import save
-
-        check_size(height, width)
-        metadata = {"format": "instantgi.gaussians", "version": str(FORMAT_VERSION)}
-        metadata |= {"height": str(height), "width": str(width)}
-        fields = {name: getattr(self, name).detach().cpu().contiguous() for name in FIELDS}
-        data = save(fields, metadata=metadata)
-        # safetensors lists its header in any order; sorted, the same Gaussians give the same bytes
-        end = 8 + int.from_bytes(data[:8], "little")
-        header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":"))
-        with replace_on_success(path) as partial:
-            partial.write_bytes(data[:8] + header.encode().ljust(end - 8) + data[end:])
-
-    @classmethod
-    def load(cls, path: str | Path) -> tuple[Gaussians, int, int]:
-        """The Gaussians of a file written by `save`, and the height and width of their picture.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is not one of ours, is damaged, or is of a newer version.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                fields = {name: file.get_tensor(name) for name in file.keys() if name in FIELDS}
-        except SafetensorError as error:
-            raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from None
-        if metadata.get("format") != "instantgi.gaussians":
-            raise ValueError(f"{path}: a safetensors file, but not of Gaussians saved by instantgi")
-        if metadata.get("version") != str(FORMAT_VERSION):
-            raise ValueError(
-                f"{path}: format version {metadata.get('version')}, this reader knows "
-                f"{FORMAT_VERSION}; upgrade instantgi"
-            )
-        missing = [name for name in FIELDS if name not in fields]
-        try:
-            height, width = int(metadata["height"]), int(metadata["width"])
-            check_size(height, width)
-            if max(height, width) >= 2**31:
-                raise ValueError(f"a picture of {width}x{height} pixels")
-            if missing:
-                raise ValueError(f"{', '.join(missing)} missing")
-            return cls(*(fields[name] for name in FIELDS)), height, width
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{path}: damaged: {error}") from None
 
 
 RADIUS = 3.3290429691304455  # √(2 ln 255): standard deviations at which a weight falls to 1/255

@@ -58,6 +58,8 @@ SIGNATURES = {
 }
 AGAIN = "copy or download it again"
 
+ORIENTATION = 0x0112  # the tag of EXIF
+
 _pillow_lock = threading.RLock()
 
 
@@ -110,6 +112,35 @@ def read_image(
         raise ImageError(f"{path}: {_explain(error, data)}") from error
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, bytes]:
+    """What a picture says of itself, as far as it is true of what `read_image` returns.
+
+    Returns:
+        "exif", without the orientation, which is applied; and "icc", the color profile of pictures
+        with more than 8 bits, whose values stay as stored. What is missing or broken is left out.
+
+    Raises:
+        ImageError: if the file is not a picture.
+        FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
+    """
+    data = _read_bytes(path)
+    found: dict[str, bytes] = {}
+    with _quiet_pillow():
+        try:
+            picture = Image.open(io.BytesIO(data), formats=[n for n in READABLE if n in Image.OPEN])
+        except Exception as error:
+            raise ImageError(f"{path}: {_explain(error, data)}") from error
+        with contextlib.suppress(Exception):  # broken metadata raises anything
+            exif = picture.getexif()
+            exif.pop(ORIENTATION, None)
+            if exif:
+                found["exif"] = exif.tobytes()
+        profile = picture.info.get("icc_profile")
+        if profile and (picture.mode.startswith(("I", "F")) or _has_16_bits(picture, data)):
+            found["icc"] = profile
+    return found
+
+
 def flatten_alpha(
     image: Float[Tensor, "channels height width"], background: str
 ) -> Float[Tensor, "opaque_channels height width"]:
@@ -139,15 +170,23 @@ def to_8bit(image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def write_image(path: str | os.PathLike, image: Float[Tensor, "channels height width"]) -> None:
+def write_image(
+    path: str | os.PathLike,
+    image: Float[Tensor, "channels height width"],
+    *,
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+) -> None:
     """Write a picture of 8 bits, whole or not at all, in the format that the suffix names.
 
     .png, .webp and .tif keep every value of `to_8bit(image)` (.webp stores gray as RGB); .jpg is
-    lossy, quality 95. The values are meant as sRGB; no profile is written.
+    lossy, quality 95.
 
     Args:
         path: an existing file is replaced.
         image: gray, RGB or RGBA (C = 1, 3, 4), clamped to [0, 1].
+        icc: the color profile of the values; without one they are meant as sRGB.
+        exif: to be stored with them.
 
     Raises:
         ValueError: if the format is unknown or cannot hold the picture.
@@ -160,8 +199,9 @@ def write_image(path: str | os.PathLike, image: Float[Tensor, "channels height w
     _check_storable(path, image, file_format)
     array = to_8bit(image).permute(1, 2, 0).contiguous().cpu().numpy()
     picture = Image.fromarray(array[:, :, 0] if len(image) == 1 else array)
+    extra = {name: value for name, value in (("icc_profile", icc), ("exif", exif)) if value}
     with replace_on_success(path) as partial:
-        picture.save(partial, file_format, **options)
+        picture.save(partial, file_format, **options, **extra)
 
 
 def _check_storable(path: str | os.PathLike, image: Tensor, file_format: str) -> None:
@@ -292,7 +332,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        orientation = picture.getexif().get(0x0112, 1)
+        orientation = picture.getexif().get(ORIENTATION, 1)
     except Exception:  # broken metadata raises anything, and is no reason to refuse the picture
         return 1
     return orientation if orientation in range(1, 9) else 1
@@ -365,13 +405,22 @@ def _convert(picture: Image.Image, mode: str) -> Image.Image:
 
 def _decode_16bit(picture: ImageFile.ImageFile, data: bytes) -> _Samples | None:
     """The pixels of a color picture with 16 bits, which Pillow would cut to 8; None for others."""
-    if picture.format == "PNG" and data[24] == 16 and data[25] != 0:  # bit depth, color type
+    if not _has_16_bits(picture, data):
+        return None
+    if picture.format == "PNG":
         return _decode_png_16bit(picture, data)
-    if isinstance(picture, TiffImageFile) and picture.mode in ("RGB", "RGBA"):
+    if isinstance(picture, TiffImageFile):
         return _decode_tiff_16bit(picture, data)
-    if picture.format == "PPM" and picture.mode == "RGB":
-        return _decode_ppm_16bit(picture, data)
-    return None
+    return _decode_ppm_16bit(picture, data)
+
+
+def _has_16_bits(picture: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether a picture in color, or with opacity, has them."""
+    if picture.format == "PNG":
+        return data[24] == 16 and data[25] != 0  # bit depth, color type
+    if isinstance(picture, TiffImageFile) and picture.mode in ("RGB", "RGBA"):
+        return max(picture.tag_v2.get(BITSPERSAMPLE, (8,))) >= 16
+    return picture.format == "PPM" and picture.mode == "RGB"
 
 
 def _decode_png_16bit(picture: ImageFile.ImageFile, data: bytes) -> _Samples:
@@ -387,9 +436,7 @@ def _decode_png_16bit(picture: ImageFile.ImageFile, data: bytes) -> _Samples:
     return _Samples(color, pixels[..., 3] if bands == 4 else None, 65535)
 
 
-def _decode_tiff_16bit(picture: TiffImageFile, data: bytes) -> _Samples | None:
-    if max(picture.tag_v2.get(BITSPERSAMPLE, (8,))) < 16:
-        return None
+def _decode_tiff_16bit(picture: TiffImageFile, data: bytes) -> _Samples:
     pixels = _decode_by_opencv(data, picture.height, picture.width, len(picture.mode))
     if picture.mode == "RGB":
         return _Samples(pixels, None, 65535)

@@ -1,6 +1,6 @@
 """One picture → Gaussians, with a report and an overview of how it went.
 
-A result is a folder of `gaussians.safetensors`, `init.png` (where the fit started), `render.png`,
+A result is a folder of `gaussians.gi`, `init.png` (where the fit started), `render.png`,
 `overview.png` and `report.json`. It appears whole or not at all.
 """
 
@@ -18,6 +18,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from instantgi.codec import Metadata, encode, open_file
+from instantgi.codec.index import software
+from instantgi.files import replace_on_success
 from instantgi.fit import (
     Progress,
     default_count,
@@ -29,12 +32,12 @@ from instantgi.fit import (
 from instantgi.fit.network import expected_steps, is_ahead, network_fit, network_start
 from instantgi.folders import prepare_folder, replace_folder
 from instantgi.gaussians import Gaussians
-from instantgi.images import flatten_alpha, read_image, to_8bit, write_image
+from instantgi.images import flatten_alpha, read_image, read_metadata, to_8bit, write_image
 from instantgi.metrics import bits_per_pixel, ms_ssim, psnr
 from instantgi.native import choose_device
 from instantgi.render import rasterize
 
-GAUSSIANS, REPORT, SNAPSHOT = "gaussians.safetensors", "report.json", "snapshot.safetensors"
+GAUSSIANS, REPORT, SNAPSHOT = "gaussians.gi", "report.json", "snapshot.gi"
 RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
 STARTS = ("auto", "network", "heuristic")
 DEFAULT_CHECKPOINT = "tiny"
@@ -215,14 +218,20 @@ def _load_network(checkpoint: str, device: str) -> Any:
 
 
 def _load_start(path: str, image: Tensor) -> Gaussians:
-    gaussians, *size = Gaussians.load(path)
+    file = open_file(path)
     channels, height, width = image.shape
-    if size != [height, width] or gaussians.colors.shape[1] != channels:
+    if (file.channels, file.height, file.width) != (channels, height, width):
         raise ValueError(
-            f"{path}: is of {size[1]}x{size[0]} pixels in {gaussians.colors.shape[1]} channels, "
+            f"{path}: is of {file.width}x{file.height} pixels in {file.channels} channels, "
             f"the picture is {width}x{height} in {channels}; start from Gaussians of the same kind"
         )
-    return gaussians.to(image)
+    return file.gaussians().to(image)
+
+
+def _save(path: Path, gaussians: Gaussians, size: tuple[int, int], metadata: Metadata) -> None:
+    data = encode(gaussians.to("cpu"), *size, profile="lossless", metadata=metadata)
+    with replace_on_success(path) as partial:
+        partial.write_bytes(data)
 
 
 def score(picture: UInt8[Tensor, "C H W"], image: UInt8[Tensor, "C H W"]) -> Scores:
@@ -267,6 +276,7 @@ def infer_image(
     recipe: Recipe | None = None,
     *,
     snapshot_every: int | None = None,
+    keep_metadata: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """The report of one picture, after its result is written to `folder`.
@@ -275,8 +285,9 @@ def infer_image(
         path: of the picture.
         folder: replaced if it is an older result of ours.
         recipe: `Recipe()` by default.
-        snapshot_every: steps between two writes of `snapshot.safetensors` into the folder while
+        snapshot_every: steps between two writes of `snapshot.gi` into the folder while
             the fit runs; the finished result takes its place.
+        keep_metadata: also store what `read_metadata` finds in the picture.
         on_progress: called after each step, on a GPU after every 25.
 
     Raises:
@@ -298,7 +309,8 @@ def infer_image(
         if snapshot_every and progress.iteration // snapshot_every > snapshots:
             snapshots = progress.iteration // snapshot_every
             folder.mkdir(exist_ok=True)
-            progress.fitter.gaussians().to("cpu").save(folder / SNAPSHOT, height, width)
+            made = progress.fitter.gaussians()
+            _save(folder / SNAPSHOT, made, (height, width), _metadata(recipe, progress.iteration))
         if on_progress:
             on_progress(progress)
 
@@ -330,8 +342,10 @@ def infer_image(
         "curve": [(steps, round(at, 4), round(level, 4)) for steps, at, level in curve.whole()],
     }
     with replace_folder(folder, RESULTS) as partial:
-        gaussians = stage.gaussians.to("cpu")
-        gaussians.save(partial / GAUSSIANS, height, width)
+        gaussians, metadata = stage.gaussians.to("cpu"), _metadata(recipe, stage.iterations)
+        if keep_metadata:
+            metadata = dataclasses.replace(metadata, **read_metadata(path))
+        _save(partial / GAUSSIANS, gaussians, (height, width), metadata)
         num_bytes = (partial / GAUSSIANS).stat().st_size
         report["bytes"] = num_bytes
         report["bpp"] = bits_per_pixel(num_bytes, height, width)
@@ -340,6 +354,12 @@ def infer_image(
         report["seconds_total"] = time.perf_counter() - began
         (partial / REPORT).write_text(to_json(report), encoding="utf-8")
     return report
+
+
+def _metadata(recipe: Recipe, iterations: int) -> Metadata:
+    """How a result was made, without the names of files on this machine."""
+    made = {"method": recipe.method, "iterations": iterations, "seed": recipe.seed}
+    return dataclasses.replace(software(), recipe=made)
 
 
 def device_name(device: torch.device) -> str:

@@ -11,11 +11,11 @@ from PIL import Image
 
 from instantgi import __version__, cli, fit
 from instantgi.cli import build_parser, main
-from instantgi.gaussians import Gaussians
+from instantgi.codec import open_file
 from instantgi.infer import STARTS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("infer", "fit", "render", "export", "import", "bench", "doctor")
+COMMANDS = ("infer", "fit", "encode", "decode", "info", "export", "import", "bench", "doctor")
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_pictures_of_equal_stems_have_folders_of_their_own(picture, tmp_path, ca
         (["--background", "octarine"], "like white or #ff8800"),
         (["--device", "tpu"], "invalid choice"),
         (["--snapshot-every", "0"], "at least 1"),
-        (["--init", "x.safetensors", "--num-gaussians", "5"], "not allowed with --init"),
+        (["--init", "x.gi", "--num-gaussians", "5"], "not allowed with --init"),
         (["--iter", "5"], "unrecognized"),
     ],
 )
@@ -144,13 +144,13 @@ def test_wrong_values_are_usage_errors(options, text, picture, capsys):
         (["infer"], "IMAGE"),
         (["draw"], "invalid choice"),
         (["fit", "x.png", "--method", "magic"], "gaussianimage-rs"),
-        (["render", "x"], "--output"),
-        (["render", "x", "-o", "y.png", "--height", "5"], "given together"),
+        (["decode", "x"], "--output"),
+        (["decode", "x", "-o", "y.png", "--height", "5"], "given together"),
         (
-            ["render", "x", "-o", "y.png", "--scale", "2", "--height", "5", "--width", "5"],
+            ["decode", "x", "-o", "y.png", "--scale", "2", "--height", "5", "--width", "5"],
             "--scale",
         ),
-        (["render", "x", "-o", "y.png", "--crop", "0", "0", "0", "5"], "at least 1, got 0 5"),
+        (["decode", "x", "-o", "y.png", "--crop", "0", "0", "0", "5"], "at least 1, got 0 5"),
         (["bench", "--images", "x", "-o", "y", "--methods", "instantgi,magic"], "'magic'"),
         (["bench", "--images", "x", "-o", "y", "--iterations", "5,,6"], "whole number"),
     ],
@@ -180,9 +180,9 @@ def test_version_is_printed(capsys):
     assert capsys.readouterr().out == f"instantgi {__version__}\n"
 
 
-def test_render_draws_what_infer_drew(result, tmp_path):
+def test_decode_draws_what_infer_drew(result, tmp_path):
     output = tmp_path / "again.png"
-    assert main(["render", str(result / "gaussians.safetensors"), "-o", str(output)]) == 0
+    assert main(["decode", str(result / "gaussians.gi"), "-o", str(output)]) == 0
     assert (np.asarray(Image.open(output)) == np.asarray(Image.open(result / "render.png"))).all()
 
 
@@ -197,17 +197,17 @@ def test_render_draws_what_infer_drew(result, tmp_path):
         (["--crop", "8", "4", "20", "10", "--height", "7", "--width", "9"], (9, 7)),
     ],
 )
-def test_render_has_the_size_asked_for(result, tmp_path, options, size):
+def test_decode_has_the_size_asked_for(result, tmp_path, options, size):
     output = tmp_path / "other.png"
-    source = str(result / "gaussians.safetensors")
-    assert main(["render", source, "-o", str(output), *options]) == 0
+    source = str(result / "gaussians.gi")
+    assert main(["decode", source, "-o", str(output), *options]) == 0
     assert Image.open(output).size == size
 
 
 def test_crop_is_a_part_of_the_picture(result, tmp_path):
     output = tmp_path / "part.png"
-    source = str(result / "gaussians.safetensors")
-    assert main(["render", source, "-o", str(output), "--crop", "8", "4", "20", "10"]) == 0
+    source = str(result / "gaussians.gi")
+    assert main(["decode", source, "-o", str(output), "--crop", "8", "4", "20", "10"]) == 0
     whole = np.asarray(Image.open(result / "render.png")).astype(int)
     # means moved by whole pixels lose bits, which may turn a rounding or a cut-off
     assert abs(whole[4:14, 8:28] - np.asarray(Image.open(output))).max() <= 1
@@ -215,30 +215,31 @@ def test_crop_is_a_part_of_the_picture(result, tmp_path):
 
 def test_export_and_import_keep_the_gaussians(result, tmp_path):
     source, npz, back = (
-        result / "gaussians.safetensors",
+        result / "gaussians.gi",
         tmp_path / "x.npz",
-        tmp_path / "x.safetensors",
+        tmp_path / "x.gi",
     )
     assert main(["export", str(source), "-o", str(npz)]) == 0
     assert main(["import", str(npz), "-o", str(back)]) == 0
-    ours, *size = Gaussians.load(source)
-    theirs, *their_size = Gaussians.load(back)
-    assert size == their_size == [32, 48]
-    torch.testing.assert_close(theirs.means, ours.means, atol=48 / 4096, rtol=0)  # half floats
+    ours, theirs = open_file(source), open_file(back)
+    assert (ours.height, ours.width) == (theirs.height, theirs.width) == (32, 48)
+    means = [file.gaussians().means for file in (theirs, ours)]
+    torch.testing.assert_close(*means, atol=48 / 4096, rtol=0)  # half floats
 
 
-@pytest.mark.parametrize("command", ["render", "export", "import"])
+@pytest.mark.parametrize("command", ["decode", "export", "import"])
 def test_wrong_files_are_one_line(command, picture, tmp_path, capsys):
     for source in (picture, tmp_path / "none"):
         output = tmp_path / "out.png"
-        assert main([command, str(source), "-o", str(output)]) == 1
+        written = [] if command == "info" else ["-o", str(output)]
+        assert main([command, str(source), *written]) == 1
         assert re.fullmatch("error: [^\n]+\n", capsys.readouterr().err)
         assert not output.exists()
 
 
 def test_enormous_sizes_are_refused(result, tmp_path, capsys):
-    source = str(result / "gaussians.safetensors")
-    assert main(["render", source, "-o", str(tmp_path / "x.png"), "--scale", "1e6"]) == 1
+    source = str(result / "gaussians.gi")
+    assert main(["decode", source, "-o", str(tmp_path / "x.png"), "--scale", "1e6"]) == 1
     assert "choose a smaller size" in capsys.readouterr().err
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from instantgi import infer, overview
 from instantgi.cli import main
+from instantgi.codec import open_file
 from instantgi.fit import Progress, default_count, fit_image, make_fitter
 from instantgi.folders import prepare_folder, replace_folder
 from instantgi.gaussians import Gaussians
@@ -22,7 +23,7 @@ from instantgi.infer import RESULTS, Curve, Recipe, infer_image, run_stages, to_
 from instantgi.render import draw_part, rasterize
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(set(RESULTS) - {"snapshot.safetensors"})
+FILES = sorted(set(RESULTS) - {"snapshot.gi"})
 
 
 def scene(height: int, width: int, bands: int = 3) -> np.ndarray:
@@ -65,7 +66,7 @@ def test_result_is_whole_and_its_report_is_true(picture, folder):
     assert (report["height"], report["width"], report["channels"]) == (32, 48, "rgb")
     assert [stage["name"] for stage in report["stages"]] == ["network", "colors", "fit"]
     assert (report["iterations"], report["seed"], report["device"]) == (20, 0, "cpu")
-    num_bytes = (folder / "gaussians.safetensors").stat().st_size
+    num_bytes = (folder / "gaussians.gi").stat().st_size
     assert (report["bytes"], report["bpp"]) == (num_bytes, 8 * num_bytes / (32 * 48))
     assert report["ms_ssim"] is None  # below 161 pixels
     assert 0 < sum(stage["seconds"] for stage in report["stages"]) < report["seconds_total"]
@@ -83,9 +84,11 @@ def test_psnr_is_of_the_pictures_on_disk(picture, folder):
 
 def test_saved_gaussians_draw_the_picture_that_was_written(picture, folder):
     quick(picture, folder)
-    gaussians, height, width = Gaussians.load(folder / "gaussians.safetensors")
+    file = open_file(folder / "gaussians.gi")
     written = to_8bit(read_image(folder / "render.png"))
-    assert torch.equal(to_8bit(rasterize(gaussians, height, width)), written)
+    assert file.profile == "lossless"
+    assert file.metadata.recipe == {"method": "instantgi", "iterations": 5, "seed": 0}
+    assert torch.equal(to_8bit(rasterize(file.gaussians(), file.height, file.width)), written)
 
 
 def test_large_enough_pictures_have_ms_ssim_at_start_and_end(tmp_path, folder):
@@ -98,7 +101,7 @@ def test_large_enough_pictures_have_ms_ssim_at_start_and_end(tmp_path, folder):
 def test_same_seed_gives_the_same_bytes(picture, tmp_path, method):
     for name in ("a", "b"):
         quick(picture, tmp_path / name, method=method, seed=3)
-    for name in ("gaussians.safetensors", "render.png", "init.png"):
+    for name in ("gaussians.gi", "render.png", "init.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -176,25 +179,25 @@ def test_psnr_ends_the_fit(picture, folder):
 
 
 def test_snapshot_is_a_start_and_gives_way_to_the_result(picture, folder, tmp_path):
-    kept = tmp_path / "kept.safetensors"
+    kept = tmp_path / "kept.gi"
 
     def look(progress: Progress) -> None:
         if progress.iteration == 4:
-            kept.write_bytes((folder / "snapshot.safetensors").read_bytes())
+            kept.write_bytes((folder / "snapshot.gi").read_bytes())
 
     infer_image(picture, folder, Recipe(iterations=6), snapshot_every=4, on_progress=look)
     assert names(folder) == FILES
     report = quick(picture, tmp_path / "again", init=str(kept), iterations=0)
     assert [stage["name"] for stage in report["stages"]] == ["init", "fit"]
-    ours = Gaussians.load(tmp_path / "again" / "gaussians.safetensors")[0]
-    assert torch.equal(ours.means, Gaussians.load(kept)[0].means)
+    ours = open_file(tmp_path / "again" / "gaussians.gi").gaussians()
+    assert torch.equal(ours.means, open_file(kept).gaussians().means)
 
 
 def test_start_of_another_size_is_refused(picture, folder, tmp_path):
     quick(picture, folder)
     other = write(tmp_path / "other.png", 30, 48)
     with pytest.raises(ValueError, match=r"48x32 pixels in 3 channels, the picture is 48x30 in 3"):
-        quick(other, tmp_path / "b", init=str(folder / "gaussians.safetensors"))
+        quick(other, tmp_path / "b", init=str(folder / "gaussians.gi"))
     assert not (tmp_path / "b").exists()
 
 
@@ -272,16 +275,17 @@ def test_interrupt_during_a_fit_is_one_line_and_code_130(picture, tmp_path):
         # a shell's background job would ignore it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    snapshot = tmp_path / "out" / "scene" / "snapshot.safetensors"
+    snapshot = tmp_path / "out" / "scene" / "snapshot.gi"
     deadline = time.monotonic() + 50
     while not snapshot.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=20)
     assert (process.returncode, stdout, stderr) == (130, "", "interrupted\n")
-    assert names(snapshot.parent) == ["snapshot.safetensors"]
+    assert names(snapshot.parent) == ["snapshot.gi"]
     assert names(tmp_path / "out") == ["scene"]
-    assert Gaussians.load(snapshot)[1:] == (32, 48)
+    kept = open_file(snapshot)
+    assert (kept.height, kept.width) == (32, 48)
 
 
 def test_curve_is_thinned_and_keeps_its_end():

@@ -26,10 +26,6 @@ class Chunk(NamedTuple):
     type: bytes  # four letters
     payload: bytes
 
-    @property
-    def may_be_skipped(self) -> bool:
-        return self.type[:1].islower()
-
 
 def pack(chunks: Iterable[Chunk]) -> bytes:
     """A whole file; the chunk that ends it is added."""
@@ -42,34 +38,58 @@ def pack(chunks: Iterable[Chunk]) -> bytes:
     return b"".join(parts)
 
 
-def unpack(data: bytes, *, whole: bool = True) -> list[Chunk]:
+def may_be_skipped(kind: bytes) -> bool:
+    return kind[:1].islower()
+
+
+class Frame(NamedTuple):
+    """Where a chunk lies; its payload is not looked at yet."""
+
+    type: bytes
+    begin: int  # of the payload
+    length: int
+
+    def payload(self, data: bytes) -> bytes:
+        """Raises FormatError if the checksum is wrong."""
+        end = self.begin + self.length
+        payload = bytes(data[self.begin : end])
+        stored = int.from_bytes(data[end : end + CHECKSUM], "little")
+        if zlib.crc32(self.type + payload) != stored:
+            name = self.type.decode("latin-1").strip()
+            raise FormatError(f"is damaged: the checksum of its chunk {name!r} is wrong")
+        return payload
+
+
+def frames(data: bytes, *, whole: bool = True) -> list[Frame]:
     """The chunks of a file, without the one that ends it.
 
     Args:
         whole: False takes the whole chunks of a file that ends early.
 
     Raises:
-        FormatError: if it is no such file, a chunk is damaged, or it ends early.
+        FormatError: if it is no such file, or ends early.
     """
     if data[: len(SIGNATURE)] != SIGNATURE:
         raise FormatError("is not a file of Gaussians: it begins otherwise")
-    chunks, at = [], len(SIGNATURE)
-    while len(chunks) < MAX_CHUNKS:
+    found, at = [], len(SIGNATURE)
+    while len(found) < MAX_CHUNKS:
         left = len(data) - at - FRAME.size - CHECKSUM
         if left < 0:
             break
         length, kind = FRAME.unpack_from(data, at)
         if length > left:
             break
-        begin = at + FRAME.size
-        payload, end = data[begin : begin + length], begin + length
-        stored = int.from_bytes(data[end : end + CHECKSUM], "little")
-        if zlib.crc32(kind + payload) != stored:
-            raise FormatError(f"is damaged: the checksum of chunk {len(chunks)} is wrong")
+        frame = Frame(kind, at + FRAME.size, length)
         if kind == END:
-            return chunks
-        chunks.append(Chunk(kind, bytes(payload)))
-        at = end + CHECKSUM
+            frame.payload(data)
+            return found
+        found.append(frame)
+        at = frame.begin + length + CHECKSUM
     if whole:
-        raise FormatError(f"is damaged: it ends early, after {len(chunks)} chunks")
-    return chunks
+        raise FormatError(f"is damaged: it ends early, after {len(found)} chunks")
+    return found
+
+
+def unpack(data: bytes, *, whole: bool = True) -> list[Chunk]:
+    """All chunks, checked; see `frames`."""
+    return [Chunk(frame.type, frame.payload(data)) for frame in frames(data, whole=whole)]

@@ -6,22 +6,26 @@ by one table, around one number.
 """
 
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 
 from instantgi.codec.bitstream import FormatError
 from instantgi.codec.entropy import (
-    SIGNED,
     Decoder,
     Ints,
-    Part,
-    best_signed,
     encode,
-    signed_table,
+    signed_parts,
+    take_signed,
 )
+from instantgi.codec.header import kinds_of
 from instantgi.codec.positions import decode_positions, encode_positions
-from instantgi.codec.quantize import Quantised, levels_of
+from instantgi.codec.quantize import (
+    Quantised,
+    columns,
+    levels_of,
+    with_columns,
+    zeros,
+)
 
 CLASSES = 12  # at most, of a payload's symbols
 RARE = 40  # symbols; a class of fewer joins the one below it
@@ -30,7 +34,7 @@ MOST_CHOICES = 1 << 10
 
 
 def encode_planes(quantised: Quantised, width: int, height: int) -> tuple[Quantised, list[bytes]]:
-    """The Gaussians in the order in which they come back, and the payloads.
+    """The Gaussians in the order in which they come back, and a payload of each kind.
 
     Args:
         width, height: of the lattice.
@@ -38,8 +42,8 @@ def encode_planes(quantised: Quantised, width: int, height: int) -> tuple[Quanti
     order, choices, parts = encode_positions(quantised.points, width, height)
     ordered = Quantised(*(field[order] for field in quantised))
     payloads = [len(choices).to_bytes(2, "little") + choices + encode(parts)]
-    for planes, classes in _planes(ordered):
-        payloads.append(_encode_classes(planes, classes))
+    for kind in kinds_of(quantised.colors.shape[1])[1:]:
+        payloads.append(_encode_classes(columns(ordered, kind), _classes(ordered, kind)))
     return ordered, payloads
 
 
@@ -51,35 +55,21 @@ def decode_planes(
     Raises:
         FormatError: if the payloads cannot be of so many.
     """
-    points = _decode_points(num, width, height, payloads[0])
-    zeros = np.zeros((num, channels), np.int64)
-    made = Quantised(points, np.zeros(num, np.int64), zeros, np.zeros((num, 2), np.int64))
-    kept = _chroma(channels)
-    for i, payload in enumerate(payloads[1:5]):
-        classes = list(_planes(made))[i][1]
-        if i == 0:
-            made = made._replace(sizes=_decode_classes(payload, classes, 1)[:, 0])
-        elif i == 3:
-            made = made._replace(shapes=_decode_classes(payload, classes, 2))
-        else:
-            chosen, colors = kept if i == 2 else ~kept, made.colors.copy()
-            colors[:, chosen] = _decode_classes(payload, classes, int(chosen.sum()))
-            made = made._replace(colors=colors)
+    made = zeros(num, channels)._replace(points=_decode_points(num, width, height, payloads[0]))
+    for kind, payload in zip(kinds_of(channels)[1:], payloads[1:], strict=False):
+        count = columns(made, kind).shape[1]
+        made = with_columns(made, kind, _decode_classes(payload, _classes(made, kind), count))
     return made
 
 
-def _planes(quantised: Quantised) -> Iterator[tuple[Ints, Ints]]:
-    """Symbols [N, P] of each payload after the first, and their classes [N] by what is known."""
-    points, sizes, colors, shapes = quantised
-    chroma = _chroma(colors.shape[1])
-    yield sizes[:, None], _closeness(points)
-    yield colors[:, ~chroma], sizes
-    yield colors[:, chroma], _bits(colors[:, :1])
-    yield shapes, levels_of(colors)
-
-
-def _chroma(channels: int) -> np.ndarray:
-    return np.arange(channels) % 3 > 0 if channels in (3, 4) else np.zeros(channels, bool)
+def _classes(quantised: Quantised, kind: bytes) -> Ints:
+    """A number [N] of each Gaussian, from what is decoded before this kind."""
+    points, sizes, colors, _ = quantised
+    if kind == b"SIZE":
+        return _closeness(points)
+    if kind == b"LUMA":
+        return sizes
+    return _bits(colors[:, :1]) if kind == b"CHRO" else levels_of(colors)
 
 
 def _closeness(points: Ints) -> Ints:
@@ -131,9 +121,9 @@ def _encode_classes(planes: Ints, classes: Ints) -> bytes:
         for name in range(count):
             symbols = plane[names == name]
             center = int(np.clip(np.median(symbols), -32768, 32767)) if len(symbols) else 0
-            index = best_signed(symbols - center) if len(symbols) else 0
-            head += CENTER.pack(center, index)
-            parts.append(Part(symbols - center, signed_table(index)))
+            code, coded = signed_parts(symbols - center)
+            head += CENTER.pack(center, code)
+            parts += coded
     return bytes(head) + encode(parts)
 
 
@@ -144,10 +134,7 @@ def _decode_classes(payload: bytes, classes: Ints, num_planes: int) -> Ints:
         raise FormatError("is damaged: tables of a payload are missing")
     heads = list(CENTER.iter_unpack(payload[:length]))
     decoder, planes = Decoder(payload[length:]), np.zeros((len(classes), num_planes), np.int64)
-    for i, (center, index) in enumerate(heads):
-        if index >= SIGNED:
-            raise FormatError(f"is damaged: there is no table {index}")
+    for i, (center, code) in enumerate(heads):
         chosen = np.flatnonzero(names == i % count)
-        symbols = decoder.take(len(chosen), signed_table(index)) + center
-        planes[chosen, i // count] = symbols
+        planes[chosen, i // count] = take_signed(decoder, len(chosen), code) + center
     return planes

@@ -16,9 +16,11 @@ from instantgi.codec.bitstream import FormatError
 
 PRECISION = 24  # bits; frequencies of a table add up to 2^24
 REACH = 127  # signed tables hold −127 … 127; their outermost two say "beyond"
-LEVELS = 48  # deviations 2^((level − 8) / 4): 0.25 to 860
+LEVELS = 32  # deviations 2^((level − 8) / 4): 0.25 to 54
 FAMILIES = 2  # Laplace, Gaussian
 SIGNED = FAMILIES * LEVELS  # tables of signed numbers
+SHIFTS = 4  # a code is shift · SIGNED + table: 2 · shift lower bits are coded as they are
+ESCAPE = 32  # bits of a number beyond a table
 EVENNESS = 12  # of split tables: powers 0, 1/4, … 11/4 of the binomial coefficients
 WORD = 4  # bytes of a word of the coder
 
@@ -98,10 +100,39 @@ def cost(table: Table) -> NDArray[np.float64]:
     return PRECISION - np.log2(np.array(table.frequencies))
 
 
-def best_signed(symbols: Ints) -> int:
-    """The index of the signed table that codes these symbols with the fewest bits."""
-    counts = np.bincount(np.clip(symbols, -REACH, REACH) + REACH, minlength=2 * REACH + 1)
-    return int(np.argmin([counts @ cost(signed_table(index)) for index in range(SIGNED)]))
+@functools.cache
+def even_table(bits: int) -> Table:
+    """Numbers of so many bits, all as likely."""
+    return Table((2 ** (PRECISION - bits),) * 2**bits, 0, False)
+
+
+@functools.cache
+def _costs() -> NDArray[np.float64]:
+    """Bits of every symbol in every signed table, escapes included."""
+    costs = np.stack([cost(signed_table(index)) for index in range(SIGNED)])
+    costs[:, [0, -1]] += ESCAPE
+    return costs
+
+
+def signed_parts(numbers: Ints) -> tuple[int, list[Part]]:
+    """The code, below 256, that holds these numbers with the fewest bits, and how."""
+    bits = []
+    for shift in range(SHIFTS):
+        clipped = np.clip(numbers >> 2 * shift, -REACH, REACH) + REACH
+        counts = np.bincount(clipped, minlength=2 * REACH + 1)
+        bits.append(_costs() @ counts + 2 * shift * len(numbers))
+    shift, index = divmod(int(np.argmin(np.concatenate(bits))), SIGNED)
+    parts = [Part(numbers >> 2 * shift, signed_table(index))]
+    if shift:
+        parts.append(Part(numbers & 4**shift - 1, even_table(2 * shift)))
+    return shift * SIGNED + index, parts
+
+
+def take_signed(decoder: "Decoder", count: int, code: int) -> Ints:
+    """The next `count` numbers that `signed_parts` gave this code."""
+    shift, index = divmod(code, SIGNED)
+    numbers = decoder.take(count, signed_table(index))
+    return numbers * 4**shift + decoder.take(count, even_table(2 * shift)) if shift else numbers
 
 
 def _coders() -> Any:

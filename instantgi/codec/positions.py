@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from instantgi.codec.bitstream import FormatError
 from instantgi.codec.entropy import (
     EVENNESS,
-    SIGNED,
     Decoder,
     Ints,
     Part,
-    best_signed,
     cost,
-    signed_table,
+    signed_parts,
     split_table,
+    take_signed,
 )
 
 FEW = 16  # points; of more the distance from an even split is coded
@@ -139,14 +138,14 @@ def encode_positions(points: Ints, width: int, height: int) -> tuple[Ints, bytes
         groups = list(split.groups())
         evenness = _best_evenness(groups, on_left)
         many = [on_left[g.chosen] - split.middle(g.chosen) for g in groups if not g.num]
-        index = best_signed(many[0]) if many else 0
-        choices.extend((evenness, index))
+        code, coded = signed_parts(many[0]) if many else (0, [])
+        choices.extend((evenness, code))
         for group in groups:
             if group.num:
                 table = split_table(*group[1:], evenness)
                 parts.append(Part(on_left[group.chosen], table))
             else:
-                parts.append(Part(many[0], signed_table(index)))
+                parts.extend(coded)
         return on_left
 
     _walk(len(points), width, height, count_left)
@@ -177,9 +176,9 @@ def decode_positions(
 
     def count_left(cells: Cells, cut: Ints, split: Split) -> Ints:
         nonlocal used
-        evenness, index = (*choices[used : used + 2], EVENNESS, EVENNESS)[:2]
+        evenness, code = (*choices[used : used + 2], EVENNESS, EVENNESS)[:2]
         used += 2
-        if used > len(choices) or evenness >= EVENNESS or index >= SIGNED:
+        if used > len(choices) or evenness >= EVENNESS:
             raise FormatError("is damaged: tables of positions are missing")
         on_left = np.zeros(len(cut), np.int64)
         for group in split.groups():
@@ -187,7 +186,7 @@ def decode_positions(
                 table = split_table(*group[1:], evenness)
                 on_left[group.chosen] = decoder.take(len(group.chosen), table)
             else:
-                away = decoder.take(len(group.chosen), signed_table(index))
+                away = take_signed(decoder, len(group.chosen), code)
                 on_left[group.chosen] = away + split.middle(group.chosen)
         if ((on_left < 0) | (on_left > split.whole.count)).any():
             raise FormatError("is damaged: a part of the picture holds fewer than no points")

@@ -5,7 +5,6 @@ that errors of all Gaussians have the same energy; a shape in steps that fall as
 grows.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from instantgi.codec.entropy import Ints
+from instantgi.codec.header import Steps, is_chroma
 from instantgi.gaussians import Gaussians
 
 LARGEST_LEVEL = 24
@@ -23,37 +23,6 @@ LN_2 = 0.6931471805599453
 Floats = NDArray[np.floating[Any]]  # of 64 bits
 
 
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """How finely a picture's Gaussians are held.
-
-    Attributes:
-        position: px.
-        sizes: steps an octave.
-        shape: of half the logarithm of the ratio of the axes, where color times size is 1.
-        luma: of colors times size in px; of the first channel and of those that are no color.
-        chroma: of the second and third of three or four channels.
-    """
-
-    position: float
-    sizes: int
-    shape: float
-    luma: float
-    chroma: float
-
-    @classmethod
-    def for_density(cls, density: float) -> "Steps":
-        """What is best for so many Gaussians a pixel: about 37 bits each, as measured on Kodak."""
-        fine = (0.0068 / min(max(density, 1e-6), 1.0)) ** 0.45
-        return cls(0.5, round(4 / fine) or 1, 0.068, 0.085, 0.11).scaled(fine)
-
-    def scaled(self, factor: float) -> "Steps":
-        """All steps but that of sizes times a factor, within what a file can hold."""
-        others = (self.position, self.shape, self.luma, self.chroma)
-        position, shape, luma, chroma = (min(max(step * factor, 2**-8), 2.0**4) for step in others)
-        return Steps(position, min(self.sizes, 64), shape, luma, chroma)
-
-
 class Quantised(NamedTuple):
     """N Gaussians in the order in which they are coded."""
 
@@ -61,6 +30,31 @@ class Quantised(NamedTuple):
     sizes: Ints  # [N]
     colors: Ints  # [N, C]
     shapes: Ints  # [N, 2]
+
+
+def zeros(num: int, channels: int) -> Quantised:
+    """Of Gaussians of which nothing is known yet."""
+    shapes = [(num, 2), (num,), (num, channels), (num, 2)]
+    return Quantised(*(np.zeros(shape, np.int64) for shape in shapes))
+
+
+def columns(quantised: Quantised, kind: bytes) -> Ints:
+    """The numbers [N, P] of a kind."""
+    points, sizes, colors, shapes = quantised
+    chosen = is_chroma(colors.shape[1])
+    by_kind = {b"POSI": points, b"SIZE": sizes[:, None], b"SHAP": shapes}
+    return by_kind[kind] if kind in by_kind else colors[:, chosen == (kind == b"CHRO")]
+
+
+def with_columns(quantised: Quantised, kind: bytes, numbers: Ints) -> Quantised:
+    """The same Gaussians with these numbers [N, P] of a kind."""
+    if kind in (b"LUMA", b"CHRO"):
+        colors = quantised.colors.copy()
+        colors[:, is_chroma(colors.shape[1]) == (kind == b"CHRO")] = numbers
+        return quantised._replace(colors=colors)
+    if kind == b"SIZE":
+        return quantised._replace(sizes=numbers[:, 0])
+    return quantised._replace(**{{b"POSI": "points", b"SHAP": "shapes"}[kind]: numbers})
 
 
 def lattice_size(height: int, width: int, steps: Steps) -> tuple[int, int]:
@@ -110,16 +104,16 @@ def sizes_of(sizes: Ints, steps: Steps) -> Floats:
 
 def quantise_colors(colors: Floats, sizes: Floats, steps: Steps) -> Ints:
     """Colors [N, C] as luma, two of chroma, and the rest; times size, in steps."""
-    amounts = to_luma_chroma(colors) * sizes[:, None] / _color_steps(colors.shape[1], steps)
+    amounts = to_luma_chroma(colors) * sizes[:, None] / color_steps(colors.shape[1], steps)
     return np.round(np.clip(amounts, -(2.0**30), 2.0**30)).astype(np.int64)
 
 
 def colors_of(quantised: Ints, sizes: Floats, steps: Steps) -> Floats:
-    amounts = quantised * _color_steps(quantised.shape[1], steps) / sizes[:, None]
+    amounts = quantised * color_steps(quantised.shape[1], steps) / sizes[:, None]
     return from_luma_chroma(amounts)
 
 
-def _color_steps(channels: int, steps: Steps) -> Floats:
+def color_steps(channels: int, steps: Steps) -> Floats:
     each = np.full(channels, steps.luma)
     if channels in (3, 4):
         each[1:3] = steps.chroma
@@ -160,7 +154,8 @@ def shape_steps(levels: Ints, steps: Steps) -> Floats:
 
 
 def quantise_shapes(shapes: Floats, levels: Ints, steps: Steps) -> Ints:
-    return np.round(shapes / shape_steps(levels, steps)[:, None]).astype(np.int64)
+    numbers = np.round(shapes / shape_steps(levels, steps)[:, None])
+    return np.clip(numbers, -(2.0**30), 2.0**30).astype(np.int64)
 
 
 def cholesky_of(sizes: Floats, shapes: Ints, levels: Ints, steps: Steps) -> Floats:

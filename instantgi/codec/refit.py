@@ -11,7 +11,8 @@ from torch import Tensor
 
 from instantgi.codec import quantize
 from instantgi.codec.entropy import Ints
-from instantgi.codec.quantize import Floats, Quantised, Steps
+from instantgi.codec.header import Steps, is_chroma
+from instantgi.codec.quantize import Floats, Quantised
 from instantgi.fit import LocalAdam, fit_image, solve_colors
 from instantgi.gaussians import Gaussians
 from instantgi.render import rasterize
@@ -20,6 +21,37 @@ RATE = 0.1  # of the steps between, in standard deviations
 ITERATIONS = 60  # after positions, and again after sizes
 SOLVES = 10  # color iterations once the geometry is fixed
 ROUNDS = 4  # in which colors are rounded
+RATE_WEIGHT = 4.0  # of the price of bits in a fit
+LUMA_COUNTS = 3.0
+
+
+class RateAware(LocalAdam):
+    """A fit that also pays for bits: half the squared error + Σ λ ½ ln(1 + (a / Δ)²).
+
+    a is a luma or chroma times size, Δ its step: about what coding a / Δ takes, in nats. At equal
+    slopes of error and rate λ = π Δ² / 12; luma counts three times, since the two steps of the
+    shape shrink as it grows. Colors that cancel each other, which long fits make, cost most.
+    """
+
+    def __init__(self, steps: Steps, weight: float = RATE_WEIGHT):
+        super().__init__()
+        self.steps, self.weight = steps, weight
+
+    def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
+        super().start(image, init, num_gaussians, seed)
+        channels = len(image)
+        self.to_luma = _tensor(quantize.to_luma_chroma(np.eye(channels)), image)  # [C, C]
+        step = quantize.color_steps(channels, self.steps)
+        price = np.where(is_chroma(channels), 1.0, LUMA_COUNTS) * self.weight
+        self.price = _tensor(price * np.pi * step**2 / 12, image)  # [C]
+        self.squared_steps = _tensor(step**2, image)
+
+    def _gradients(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        geometry, colors = super()._gradients(residual)
+        size = (self.cholesky[:, :1] * self.cholesky[:, 2:]).abs().sqrt()
+        amounts = self.colors @ self.to_luma * size
+        of_rate = self.price * amounts / (self.squared_steps + amounts.square())
+        return geometry, colors + (of_rate * size) @ self.to_luma.T
 
 
 class _Held(LocalAdam):

@@ -1,23 +1,27 @@
-"""A picture as a file of a wanted size or quality."""
+"""A picture as a file of a wanted size or quality, in the time that there is."""
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.codec import decode, encode_quantised
-from instantgi.codec.quantize import Quantised, Steps
-from instantgi.codec.refit import fit_quantised
-from instantgi.fit import fit_image
+from instantgi.codec.file import Metadata, encode, encode_quantised, open_file
+from instantgi.codec.header import PROFILES, Steps
+from instantgi.codec.refit import ITERATIONS, RateAware, fit_quantised
+from instantgi.fit import Progress, fit_image
 from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr as psnr_of
 
-BITS = 37.0  # of a Gaussian at the usual steps
+# bits of a Gaussian in three channels at the usual steps; lossless: 32 of each number
+BITS = {"compact": 39.0, "fast": 68.0}
 NUMBERS = 7  # of a Gaussian that a common factor of their steps makes cheaper by a bit an octave
 CLOSE_BYTES, CLOSE_DB = 0.01, 0.05  # aimed at; 0.02 and 0.1 are promised
-TRIES = 5
+TRIES = 7
+SHARE = 0.5  # of the time that is left, for a fit; the rest is for quantising it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,121 +31,203 @@ class Target:
     Attributes:
         bpp: bits of the whole file per pixel.
         psnr: dB, of the decoded picture as 8 bits.
-        iterations, seconds: of each fit of the Gaussians before they are quantised.
+        iterations: of each fit of the Gaussians before they are quantised.
+        seconds: in all; by default as long as it takes.
     """
 
     num_gaussians: int | None = None
     bpp: float | None = None
     num_bytes: int | None = None
     psnr: float | None = None
-    iterations: int | None = 300
+    iterations: int | None = 600
     seconds: float | None = None
 
 
-def encode_image(image: Float[Tensor, "C H W"], target: Target | None = None) -> bytes:
+def encode_image(
+    image: Float[Tensor, "C H W"],
+    target: Target | None = None,
+    profile: str = "compact",
+    metadata: Metadata | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> bytes:
     """The file of a picture: fitted, quantised, fitted to that, coded.
+
+    Args:
+        profile: "compact", "fast" or "lossless", see `encode`.
+        on_progress: called in the fits before quantising.
 
     Raises:
         ValueError: if the target cannot be reached; says what came closest.
     """
     target = target or Target()
+    if profile not in PROFILES:
+        raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
+    encoder = _Encoder(image, target, profile, metadata, on_progress)
     wanted = target.num_bytes
     if target.bpp is not None:
         wanted = round(target.bpp * image[0].numel() / 8)
     if target.psnr is not None:
-        return _of_quality(image, target, target.psnr)
+        return _of_quality(encoder, target.psnr)
     if wanted is not None:
-        return _of_size(image, target, wanted)
-    return _Fits(image, target).encode(target.num_gaussians or _usual_count(image))
+        return _of_size(encoder, wanted)
+    return encoder.encode(target.num_gaussians or encoder.usual)
 
 
-def _usual_count(image: Tensor) -> int:
-    return max(2, round(0.008 * image[0].numel()))
+class _Encoder:
+    """Files of a picture by their number of Gaussians and a factor of the usual steps."""
 
-
-class _Fits:
-    """Fits of a picture by their number of Gaussians."""
-
-    def __init__(self, image: Tensor, target: Target):
-        self.image, self.target = image.float(), target
+    def __init__(
+        self,
+        image: Tensor,
+        target: Target,
+        profile: str,
+        metadata: Metadata | None,
+        on_progress: Callable[[Progress], None] | None,
+    ):
+        self.image, self.target, self.profile = image.float(), target, profile
+        self.metadata, self.on_progress = metadata, on_progress
         self.size = image.shape[1:]
-        self.made: dict[int, Gaussians] = {}
+        pixels = math.prod(self.size)
+        self.usual, self.most = max(2, round(0.008 * pixels)), max(2, pixels // 2)
+        self.fits: dict[int, Gaussians] = {}
+        self.began, self.slowest = time.perf_counter(), 0.0
 
-    def fit(self, num: int) -> Gaussians:
-        if num not in self.made:
-            limits = {"iterations": self.target.iterations, "seconds": self.target.seconds}
-            self.made[num] = fit_image(self.image, num_gaussians=num, **limits)
-        return self.made[num]
+    def left(self) -> float:
+        """Seconds."""
+        return (self.target.seconds or math.inf) - (time.perf_counter() - self.began)
+
+    def may_try(self) -> bool:
+        """Whether there is time for another file."""
+        return self.left() > self.slowest
+
+    def within(self, num: float) -> int:
+        return min(max(2, round(num)), self.most)
+
+    def bits(self) -> float:
+        """Of a Gaussian, about."""
+        numbers = 5 + len(self.image)
+        return BITS[self.profile] * numbers / 8 if self.profile in BITS else 32.0 * numbers
 
     def encode(self, num: int, factor: float = 1.0) -> bytes:
-        """With the usual steps times a factor."""
+        gaussians, (height, width) = self._fit(num), self.size
+        if self.profile == "lossless":
+            return encode(gaussians, height, width, profile="lossless", metadata=self.metadata)
+        began = time.perf_counter()
         steps = Steps.for_density(num / math.prod(self.size)).scaled(factor)
-        quantised: Quantised = fit_quantised(self.image, self.fit(num), steps)
-        height, width = self.size
-        return encode_quantised(quantised, height, width, steps)
+        quantised = fit_quantised(self.image, gaussians, steps, self._refits())
+        data = encode_quantised(quantised, height, width, steps, self.profile, self.metadata)
+        self.slowest = max(self.slowest, time.perf_counter() - began)
+        return data
+
+    def _fit(self, num: int) -> Gaussians:
+        if num not in self.fits:
+            method: Any = "instantgi"
+            if self.profile == "compact":
+                method = RateAware(Steps.for_density(num / math.prod(self.size)))
+            limits: dict[str, Any] = {"iterations": self.target.iterations}
+            if self.target.seconds is not None:
+                limits["seconds"] = max(0.0, SHARE * self.left())
+            steps, began = 0, time.perf_counter()
+
+            def look(progress: Progress) -> None:
+                nonlocal steps
+                steps = progress.iteration
+                if self.on_progress:
+                    self.on_progress(progress)
+
+            self.fits[num] = fit_image(
+                self.image, num_gaussians=num, method=method, on_progress=look, **limits
+            )
+            self.step = (time.perf_counter() - began) / max(1, steps)
+        return self.fits[num]
+
+    def _refits(self) -> int:
+        """Steps of each of the two fits while quantising: half of the time left is enough."""
+        if self.target.seconds is None:
+            return ITERATIONS
+        return max(0, min(ITERATIONS, int(self.left() / 4 / self.step)))
 
 
-def _of_size(image: Tensor, target: Target, wanted: int) -> bytes:
+def _of_size(encoder: _Encoder, wanted: int) -> bytes:
     """The number of Gaussians by what they usually cost; then the steps are tuned."""
-    fits, largest = _Fits(image, target), image[0].numel() // 2
-    num = min(max(2, round(8 * wanted / BITS)), max(2, largest))
-    factor, best = 1.0, b""
+    bits = encoder.bits()
+    num, factor, best = encoder.within(8 * wanted / bits), 1.0, b""
     for _ in range(TRIES):
-        data = fits.encode(num, factor)
+        data = encoder.encode(num, factor)
         if not best or abs(len(data) - wanted) < abs(len(best) - wanted):
             best = data
         off = len(data) / wanted - 1
-        if abs(off) <= CLOSE_BYTES:
+        if abs(off) <= CLOSE_BYTES or not encoder.may_try():
             break
-        if abs(off) > 0.25:  # another picture than usual: another number
-            num = min(max(2, round(num / (1 + off))), max(2, largest))
+        if encoder.profile == "lossless":  # all cost the same
+            num = encoder.within(num - 8 * (len(data) - wanted) / bits)
+        elif abs(off) > 0.25:  # another picture than usual: another number
+            num = encoder.within(num / (1 + off))
         else:
             factor *= 2 ** (8 * (len(data) - wanted) / num / NUMBERS)
     if abs(len(best) / wanted - 1) > 0.02:
+        height, width = encoder.size
         raise ValueError(
-            f"{wanted} bytes cannot be reached for {image.shape[2]}x{image.shape[1]} pixels, the "
-            f"closest is {len(best)}; ask for more Gaussians or other bytes"
+            f"{wanted} bytes cannot be reached for {width}x{height} pixels, the closest is "
+            f"{len(best)}; ask for more Gaussians, other bytes or more seconds"
         )
     return best
 
 
-def _of_quality(image: Tensor, target: Target, wanted: float) -> bytes:
-    """The number of Gaussians by the secant of PSNR over its logarithm; then the steps."""
-    fits, largest = _Fits(image, target), max(2, image[0].numel() // 2)
+def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
+    """The number of Gaussians by its logarithm; then the steps, from a little too good."""
+    tried: dict[bytes, float] = {}
 
-    def reached(data: bytes) -> float:
-        return psnr_of(decode(data).render(), image)
+    def level(data: bytes) -> float:
+        if data not in tried:
+            tried[data] = psnr_of(open_file(data).render(), encoder.image.cpu())
+        return tried[data]
 
-    def search(
-        value: float, to_data: Callable[[float], bytes], slope: float
-    ) -> tuple[bytes, float]:
-        seen: list[tuple[float, float, bytes]] = []
+    def count(doublings: float) -> int:
+        return encoder.within(2 ** min(doublings, 40.0))
+
+    def search(value: float, to_data: Callable[[float], bytes], slope: float) -> list[_Tried]:
+        seen: list[_Tried] = []
         for _ in range(TRIES):
             data = to_data(value)
-            level = reached(data)
-            seen.append((value, level, data))
-            if abs(level - wanted) <= CLOSE_DB:
+            if data in tried and seen:
                 break
-            if len(seen) > 1:
-                (a, low, _), (b, high, _) = seen[-2:]
-                if a != b and (high - low) / (b - a) * slope > 0:
-                    slope = (high - low) / (b - a)
-            value += (wanted - level) / slope
-        value, level, data = min(seen, key=lambda each: abs(each[1] - wanted))
-        return data, value
+            seen.append(_Tried(value, level(data)))
+            if abs(seen[-1].level - wanted) <= CLOSE_DB or not encoder.may_try():
+                break
+            value = _next(seen, wanted, slope)
+        return seen
 
-    def of_count(doublings: float) -> bytes:
-        return fits.encode(min(max(2, round(2**doublings)), largest))
-
-    data, doublings = search(math.log2(_usual_count(image)), of_count, 2.5)
-    if abs(reached(data) - wanted) > CLOSE_DB:
-        num = min(max(2, round(2**doublings)), largest)
-        finer, _ = search(0.0, lambda octaves: fits.encode(num, 2**octaves), -2.5)
-        data = min(data, finer, key=lambda each: abs(reached(each) - wanted))
-    level = reached(data)
-    if abs(level - wanted) > 0.1:
+    seen = search(math.log2(encoder.usual), lambda x: encoder.encode(count(x)), 2.5)
+    # what is too good can be made worse by larger steps; too few Gaussians stay too few
+    base = min(seen, key=lambda each: (each.level < wanted, abs(each.level - wanted)))
+    if abs(base.level - wanted) > CLOSE_DB and encoder.profile != "lossless":
+        search(0.0, lambda octaves: encoder.encode(count(base.value), 2**octaves), -2.5)
+    closest = min(tried, key=lambda data: abs(tried[data] - wanted))
+    if abs(tried[closest] - wanted) > 0.1:
         raise ValueError(
-            f"{wanted} dB cannot be reached for this picture, the closest is {level:.2f} dB; give "
-            "more iterations or ask for less"
+            f"{wanted} dB cannot be reached for this picture, the closest is "
+            f"{tried[closest]:.2f} dB; give more iterations or seconds, or ask for less"
         )
-    return data
+    return closest
+
+
+class _Tried(NamedTuple):
+    value: float
+    level: float  # dB
+
+
+def _next(seen: list[_Tried], wanted: float, slope: float) -> float:
+    """What to try after these: between the closest two around the wanted level, or further on.
+
+    Args:
+        slope: dB per unit of value, about; as long as all lie on one side steps grow.
+    """
+    below = [each for each in seen if each.level < wanted]
+    above = [each for each in seen if each.level >= wanted]
+    if not (below and above):
+        nearest = min(seen, key=lambda each: abs(each.level - wanted))
+        return nearest.value + 2 ** (len(seen) - 1) * (wanted - nearest.level) / slope
+    low, high = max(below, key=lambda e: e.level), min(above, key=lambda e: e.level)
+    share = (wanted - low.level) / (high.level - low.level)
+    return low.value + (high.value - low.value) * min(max(share, 0.1), 0.9)

@@ -131,11 +131,15 @@ class LocalAdam:
     def _move(self) -> Tensor:
         scene, size = (self.means, self.cholesky, self.colors), (self.height, self.width)
         residual, squares = self._error()
-        gradients = rasterize_error_backward(residual, *scene, *size, 1.0, LOCAL, self.order)
         torch.ops.instantgi.local_adam_(
-            *scene, *gradients, self.state, self.schedule.now, math.hypot(*size)
+            *scene, *self._gradients(residual), self.state, self.schedule.now, math.hypot(*size)
         )
         return squares
+
+    def _gradients(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Of half the squared error, in the frames [N, 5] and of the colors [N, C]."""
+        scene, size = (self.means, self.cholesky, self.colors), (self.height, self.width)
+        return rasterize_error_backward(residual, *scene, *size, 1.0, LOCAL, self.order)
 
     def _sort(self) -> None:
         self.order.copy_(order_by_place(self.means, self.height, self.width))

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.timing import conditions
 
-from instantgi.codec import decode
+from instantgi.codec import open_file
 from instantgi.codec.target import Target, encode_image
 from instantgi.images import read_image, to_8bit
 from instantgi.metrics import psnr
@@ -65,7 +65,7 @@ def measure(image: torch.Tensor, rate: float) -> dict[str, float]:
     began = time.perf_counter()
     data = encode_image(image, Target(bpp=rate))
     encoded = time.perf_counter()
-    drawn = decode(data).render()
+    drawn = open_file(data).render()
     decoded = time.perf_counter()
     return {
         "bpp": 8 * len(data) / image[0].numel(),

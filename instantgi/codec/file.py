@@ -1,0 +1,272 @@
+"""Gaussians ↔ the bytes of a file; docs/format.md is the specification."""
+
+import os
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from instantgi.codec import quantize
+from instantgi.codec.bitstream import Chunk, FormatError, pack
+from instantgi.codec.compact import decode_planes, encode_planes
+from instantgi.codec.fixed import decode_fixed, encode_fixed
+from instantgi.codec.header import (
+    FARTHEST,
+    PROFILES,
+    Block,
+    Header,
+    Steps,
+    blocks_of,
+    pack_blocks,
+    side_of_blocks,
+)
+from instantgi.codec.index import GRID, HEAD, PADDING, PER_BYTE, Index, Metadata, software
+from instantgi.codec.quantize import Quantised
+from instantgi.gaussians import FIELDS, RADIUS, Gaussians, check_size
+from instantgi.render import draw_part
+
+LARGEST_COLOR = 2**30
+GRAY = 0.25  # of colors times size, until colors are known
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def encode(
+    gaussians: Gaussians,
+    height: int,
+    width: int,
+    *,
+    profile: str = "compact",
+    steps: Steps | None = None,
+    metadata: Metadata | None = None,
+) -> bytes:
+    """A file of these Gaussians.
+
+    Args:
+        height, width: of the picture, in pixels.
+        profile: "lossless" keeps every bit of float32; "fast" and "compact" round numbers to the
+            steps and hold them in fixed numbers of bits or entropy coded.
+        steps: of the rounding, by default for as many Gaussians. `encode_image` loses less of a
+            picture at the same size: it fits Gaussians to being rounded.
+        metadata: by default only the name of this program.
+
+    Raises:
+        ValueError: if the format cannot hold them.
+    """
+    check_size(height, width)
+    if profile not in PROFILES:
+        raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
+    for name in FIELDS:
+        if not getattr(gaussians, name).isfinite().all():
+            raise ValueError(f"{name} has values that are not finite, which no file holds")
+    if profile != "lossless":
+        steps = steps or Steps.for_density(len(gaussians) / (height * width))
+        quantised = quantise(gaussians, height, width, steps)
+        return encode_quantised(quantised, height, width, steps, profile, metadata)
+    fields = [getattr(gaussians, name).detach().cpu() for name in FIELDS]
+    if any(field.dtype != torch.float32 for field in fields):
+        raise ValueError(f"lossless files hold float32, got {fields[0].dtype}; convert with .to()")
+    header = Header(profile, fields[2].shape[1], height, width, len(gaussians), None)
+    numbers = torch.cat(fields, 1).numpy()
+    places = np.clip(np.floor(fields[0].double().numpy()), 0, np.array([width, height]) - 1)
+    return _write(header, places.astype(np.int64), Gaussians(*fields), numbers, metadata)
+
+
+def quantise(gaussians: Gaussians, height: int, width: int, steps: Steps) -> Quantised:
+    """The integers closest to these Gaussians; `refit.fit_quantised` loses less of a picture."""
+    means, cholesky, colors = (
+        field.detach().cpu().double().numpy()
+        for field in (gaussians.means, gaussians.cholesky, gaussians.colors)
+    )
+    log_sizes, shapes = quantize.log_shape(cholesky)
+    sizes = quantize.quantise_sizes(log_sizes, steps)
+    chosen = quantize.quantise_colors(colors, quantize.sizes_of(sizes, steps), steps)
+    levels = quantize.levels_of(chosen)
+    points = quantize.quantise_means(means, height, width, steps)
+    return Quantised(points, sizes, chosen, quantize.quantise_shapes(shapes, levels, steps))
+
+
+def encode_quantised(
+    quantised: Quantised,
+    height: int,
+    width: int,
+    steps: Steps,
+    profile: str = "compact",
+    metadata: Metadata | None = None,
+) -> bytes:
+    """A file of Gaussians that are integers already; `profile` is "fast" or "compact"."""
+    check_size(height, width)
+    num, channels = quantised.colors.shape
+    header = Header(profile, channels, height, width, num, steps)
+    gaussians = quantize.gaussians_of(quantised, steps)
+    return _write(header, quantised.points, gaussians, quantised, metadata)
+
+
+def _write(
+    header: Header,
+    places: np.ndarray,
+    gaussians: Gaussians,
+    numbers: Quantised | np.ndarray,
+    metadata: Metadata | None,
+) -> bytes:
+    """Args: places [N, 2] in the lattice, by which Gaussians fall into blocks; numbers to store."""
+    chunks = [Chunk(HEAD, header.pack())]
+    side = side_of_blocks(header)
+    chosen = [np.arange(header.num_gaussians)]
+    grid = None
+    if side:
+        width, height = header.lattice()
+        across, down = -(-width // side), -(-height // side)
+        block = places[:, 1] // side * across + places[:, 0] // side
+        order = np.argsort(block, kind="stable")
+        counts = np.bincount(block, minlength=across * down)
+        chosen = np.split(order, np.cumsum(counts)[:-1])
+        boxes = np.array([_box(gaussians[torch.from_numpy(each)]) for each in chosen])
+        grid = pack_blocks(side, counts, boxes)
+        chunks.append(Chunk(GRID, grid))
+    by_block = [
+        _encode_block(header, block, numbers, each)
+        for block, each in zip(blocks_of(header, grid), chosen, strict=True)
+        if block.num_gaussians
+    ]
+    for i, kind in enumerate(header.kinds()):
+        chunks += [Chunk(kind, payloads[i]) for payloads in by_block]
+    chunks += (metadata or software()).chunks()
+    data = pack(chunks)
+    if header.num_gaussians > PER_BYTE * len(data):
+        missing = header.num_gaussians // PER_BYTE - len(data)
+        data = pack([chunks[0], Chunk(PADDING, bytes(max(0, missing))), *chunks[1:]])
+    return data
+
+
+def _box(gaussians: Gaussians) -> list[int]:
+    """Where they show, px, rounded outwards."""
+    if not len(gaussians):
+        return [0, 0, 0, 0]
+    means, cholesky = gaussians.means.double(), gaussians.cholesky.double()
+    reach = RADIUS * torch.stack([cholesky[:, 0].abs(), cholesky[:, 1:].norm(dim=1)], 1)
+    low, high = (means - reach).min(0).values, (means + reach).max(0).values
+    # float32 arithmetic of a rasterizer may see it a little larger
+    low, high = (low - 1).floor(), (high + 1).ceil()
+    return [int(value) for value in torch.cat([low, high]).clamp(-FARTHEST, FARTHEST)]
+
+
+def _encode_block(
+    header: Header, block: Block, numbers: Quantised | np.ndarray, chosen: np.ndarray
+) -> list[bytes]:
+    if isinstance(numbers, np.ndarray):
+        return [np.ascontiguousarray(numbers[chosen].T).astype("<f4").tobytes()]
+    local = Quantised(*(field[chosen] for field in numbers))
+    local = local._replace(points=local.points - np.array(block.origin))
+    if header.profile == "fast":
+        return encode_fixed(local)
+    return encode_planes(local, *block.size)[1]
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def open_file(file: str | os.PathLike | bytes, *, whole: bool = True) -> "File":
+    """A file of Gaussians, or its bytes; its Gaussians are decoded when they are asked for.
+
+    Args:
+        whole: False also takes the beginning of a file: with what is missing it is coarser.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
+        FormatError: if it is no file of ours, of another version, or its header is damaged.
+    """
+    return File(file, whole=whole)
+
+
+def decode(data: bytes, *, whole: bool = True) -> Gaussians:
+    """The Gaussians of a file: float32 on the CPU, the same bits on every machine.
+
+    Args:
+        whole: False also takes the beginning of a file, from the positions on: without colors it
+            is gray, without shapes its Gaussians are round.
+
+    Raises:
+        FormatError: if it is no file of ours, of another version, or damaged.
+    """
+    return File(data, whole=whole).gaussians()
+
+
+class File(Index):
+    """A file, decoded as far as it is asked for."""
+
+    def gaussians(self, part: tuple[float, float, float, float] | None = None) -> Gaussians:
+        """All Gaussians, or those of the blocks that show in a part (x, y, width, height).
+
+        Raises:
+            FormatError: if the file is damaged there; without a part, if it is anywhere.
+        """
+        with self._named():
+            if part is None:
+                for frame in self._frames:
+                    frame.payload(self._data)
+            made = [
+                self._decode_block(i)
+                for i, block in enumerate(self.blocks)
+                if self._planes.get(i) and block.is_seen(part)
+            ]
+        made = made or [Gaussians(*(torch.zeros(0, k) for k in (2, 3, self.channels)))]
+        return Gaussians(*(torch.cat([getattr(g, name) for g in made]) for name in FIELDS))
+
+    def render(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        crop: tuple[int, int, int, int] | None = None,
+    ) -> Float[Tensor, "C h w"]:
+        """The picture, or a part (x, y, width, height) of it, at any size; see `draw_part`.
+
+        Only blocks that show in the part are decoded.
+        """
+        part = crop or (0, 0, self.width, self.height)
+        return draw_part(self.gaussians(crop), part, height or part[3], width or part[2])
+
+    def _decode_block(self, i: int) -> Gaussians:
+        block, header = self.blocks[i], self.header
+        payloads = [frame.payload(self._data) for frame in self._planes[i]]
+        if header.steps is None:
+            return _lossless(block.num_gaussians, header.channels, payloads[0])
+        if header.profile == "fast":
+            quantised = decode_fixed(block.num_gaussians, header.channels, payloads)
+        else:
+            quantised = decode_planes(block.num_gaussians, header.channels, *block.size, payloads)
+        _check_numbers(quantised, block, header.steps)
+        quantised = quantised._replace(points=quantised.points + np.array(block.origin))
+        if len(payloads) < 3:  # no luma yet
+            quantised = quantised._replace(colors=_gray(quantised, header.steps))
+        return quantize.gaussians_of(quantised, header.steps)
+
+
+def _lossless(num: int, channels: int, payload: bytes) -> Gaussians:
+    columns = 5 + channels
+    if len(payload) != 4 * num * columns:
+        raise FormatError(f"is damaged: {len(payload)} bytes of {num} Gaussians")
+    numbers = np.frombuffer(payload, "<f4").reshape(columns, num).T.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise FormatError("is damaged: a number is not finite")
+    fields = (numbers[:, :2], numbers[:, 2:5], numbers[:, 5:])
+    return Gaussians(*(torch.from_numpy(np.ascontiguousarray(field)) for field in fields))
+
+
+def _check_numbers(quantised: Quantised, block: Block, steps: Steps) -> None:
+    points, sizes, colors, _ = quantised
+    largest = quantize.LARGEST_SIZE * steps.sizes
+    inside = (points >= 0).all() and (points < np.array(block.size)).all()
+    if not inside or abs(sizes).max() > largest or abs(colors).max() > LARGEST_COLOR:
+        raise FormatError("is damaged: a position, size or color is out of range")
+
+
+def _gray(quantised: Quantised, steps: Steps) -> np.ndarray:
+    """Half of the light, from Gaussians that overlap as they usually do."""
+    colors = np.zeros_like(quantised.colors)
+    sizes = quantize.sizes_of(quantised.sizes, steps)
+    colors[:, 0] = np.floor(np.minimum(GRAY * sizes / steps.luma, LARGEST_COLOR))
+    return colors

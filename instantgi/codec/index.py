@@ -1,0 +1,187 @@
+"""What a file says of itself, without decoding its Gaussians."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
+from instantgi.codec.header import Header, Steps, blocks_of
+
+HEAD, GRID, PADDING = b"HEAD", b"GRID", b"padd"
+METADATA = {"software": b"soft", "recipe": b"recp", "icc": b"icc ", "exif": b"exif"}
+PER_BYTE = 8  # Gaussians of a file, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a file says besides its Gaussians.
+
+    Attributes:
+        software: the program that wrote it.
+        recipe: how the Gaussians were made, as JSON has it.
+        icc: the color profile that the values follow; without one they are sRGB.
+        exif: as cameras write it, without the orientation, which is applied.
+    """
+
+    software: str | None = None
+    recipe: dict[str, Any] | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+    def chunks(self) -> list[Chunk]:
+        values = {
+            "software": self.software and self.software.encode(),
+            "recipe": self.recipe and json.dumps(self.recipe, allow_nan=False).encode(),
+            "icc": self.icc,
+            "exif": self.exif,
+        }
+        return [Chunk(METADATA[name], value) for name, value in values.items() if value]
+
+    @classmethod
+    def of(cls, chunks: dict[bytes, bytes]) -> "Metadata":
+        """What cannot be read is not there: it is no reason to refuse a picture."""
+        software = chunks.get(METADATA["software"])
+        recipe = None
+        with contextlib.suppress(ValueError, RecursionError):
+            recipe = json.loads(chunks.get(METADATA["recipe"], b"null"))
+        return cls(
+            software.decode("utf-8", "replace") if software else None,
+            recipe if isinstance(recipe, dict) else None,
+            chunks.get(METADATA["icc"]),
+            chunks.get(METADATA["exif"]),
+        )
+
+
+def software() -> Metadata:
+    """Of files that this version writes."""
+    from instantgi import __version__
+
+    return Metadata(f"instantgi {__version__}")
+
+
+class Index:
+    """What a file holds: its header, and where the rest lies.
+
+    Attributes:
+        profile: "lossless", "fast" or "compact".
+        height, width: of the picture, pixels.
+        channels, num_gaussians: how many.
+        steps: of the quantised numbers; None if the profile is lossless.
+        blocks: rectangles of the picture, each decoded on its own.
+        is_whole: False for the beginning of a file.
+        num_bytes: of the file.
+    """
+
+    def __init__(self, file: str | os.PathLike | bytes, *, whole: bool = True):
+        self._name = "the file" if isinstance(file, bytes) else str(file)
+        self._data = file if isinstance(file, bytes) else _read_bytes(file)
+        with self._named():
+            self._frames = frames(self._data, whole=whole)
+            if not self._frames or self._frames[0].type != HEAD:
+                raise FormatError("is damaged: it has no header")
+            self.header = Header.unpack(self._frames[0].payload(self._data))
+            needed = [frame for frame in self._frames[1:] if not may_be_skipped(frame.type)]
+            grid = None
+            if needed and needed[0].type == GRID:
+                grid = needed.pop(0).payload(self._data)
+            self.blocks = blocks_of(self.header, grid)
+            self._planes = self._assign(needed)
+            present = sum(
+                self.blocks[i].num_gaussians for i, found in self._planes.items() if found
+            )
+            if present > PER_BYTE * len(self._data):
+                raise FormatError(f"is damaged: {present} Gaussians in {len(self._data)} bytes")
+        self.is_whole = len(needed) == self._num_planes()
+        if whole and not self.is_whole:
+            with self._named():
+                raise FormatError(f"is damaged: {len(needed)} of {self._num_planes()} chunks")
+
+    @property
+    def profile(self) -> str:
+        return self.header.profile
+
+    @property
+    def height(self) -> int:
+        return self.header.height
+
+    @property
+    def width(self) -> int:
+        return self.header.width
+
+    @property
+    def channels(self) -> int:
+        return self.header.channels
+
+    @property
+    def num_gaussians(self) -> int:
+        return self.header.num_gaussians
+
+    @property
+    def steps(self) -> Steps | None:
+        return self.header.steps
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self._data)
+
+    @functools.cached_property
+    def metadata(self) -> Metadata:
+        """Raises FormatError if it is damaged."""
+        with self._named():
+            return Metadata.of(
+                {
+                    frame.type: frame.payload(self._data)
+                    for frame in self._frames
+                    if frame.type in METADATA.values()
+                }
+            )
+
+    def bytes_of_chunks(self) -> dict[str, int]:
+        """Bytes of payload by the type of chunk."""
+        counted: dict[str, int] = {}
+        for frame in self._frames:
+            name = frame.type.decode("latin-1").strip()
+            counted[name] = counted.get(name, 0) + frame.length
+        return counted
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except FormatError as error:
+            raise FormatError(f"{self._name}: {error}") from None
+
+    def _num_planes(self) -> int:
+        filled = sum(block.num_gaussians > 0 for block in self.blocks)
+        return filled * len(self.header.kinds())
+
+    def _assign(self, needed: list[Frame]) -> dict[int, list[Frame]]:
+        """The chunks of each block: kind by kind, in each the blocks that have Gaussians."""
+        filled = [i for i, block in enumerate(self.blocks) if block.num_gaussians]
+        planes: dict[int, list[Frame]] = {i: [] for i in filled}
+        expected = ((kind, i) for kind in self.header.kinds() for i in filled)
+        for frame in needed:
+            kind, i = next(expected, (b"", 0))
+            if frame.type != kind:
+                name = frame.type.decode("latin-1")
+                raise FormatError(
+                    f"is damaged: a chunk {name!r} where {kind.decode() or 'none'!r} is expected"
+                )
+            planes[i].append(frame)
+        return planes
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path}: is a folder; name the file in it") from None
+    except PermissionError:
+        raise PermissionError(f"{path}: no permission to read this file") from None

@@ -1,0 +1,299 @@
+"""A reader of `.gi` files from docs/format.md alone: integers and floats of Python, no libraries.
+
+Slow and obvious; what the reader of the package is tested against.
+"""
+
+import math
+import struct
+import zlib
+from typing import Any
+
+ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
+LN_2 = 0.6931471805599453
+TOTAL = 2**24
+Gaussian = tuple[float, ...]  # x, y, l11, l21, l22 and the channels
+
+
+def read(data: bytes) -> tuple[dict[str, Any], list[Gaussian]]:
+    """The header and the Gaussians of a whole file."""
+    assert data[:8] == bytes.fromhex("894749 0D0A1A0A 00")
+    at, chunks = 8, []
+    while True:
+        length, kind = struct.unpack_from("<I4s", data, at)
+        payload = data[at + 8 : at + 8 + length]
+        (checksum,) = struct.unpack_from("<I", data, at + 8 + length)
+        assert zlib.crc32(kind + payload) == checksum
+        at += length + 12
+        if kind == b"END ":
+            break
+        if not kind[:1].islower():
+            chunks.append((kind, payload))
+    names = "version renderer profile channels height width num".split()
+    header: dict[str, Any] = dict(
+        zip(names, struct.unpack_from("<BBBBIII", chunks[0][1]), strict=True)
+    )
+    assert (header["version"], header["renderer"]) == (1, 0)
+    if header["profile"]:
+        steps = struct.unpack_from("<fBfff", chunks[0][1], 16)
+        header |= zip("position sizes shape luma chroma".split(), steps, strict=True)
+    step = header.get("position", 1.0)
+    wide, high = (max(1, math.ceil(header[name] / step)) for name in ("width", "height"))
+    blocks = [(header["num"], 0, 0, wide, high)]
+    rest = chunks[1:]
+    if rest and rest[0][0] == b"GRID":
+        blocks, grid = [], rest.pop(0)[1]
+        side, row = int.from_bytes(grid[:4], "little"), 4
+        for y in range(0, high, side):
+            for x in range(0, wide, side):
+                num = int.from_bytes(grid[row : row + 4], "little")
+                blocks.append((num, x, y, min(side, wide - x), min(side, high - y)))
+                row += 20
+    header["blocks"] = len(blocks)
+    blocks = [block for block in blocks if block[0]]
+    gaussians = []
+    for i, block in enumerate(blocks):
+        payloads = {kind: payload for kind, payload in rest[i :: len(blocks)]}
+        if header["profile"] == 0:
+            gaussians += read_full(payloads[b"FULL"], block[0], header["channels"])
+        else:
+            gaussians += read_block(payloads, block, header)
+    return header, gaussians
+
+
+def read_full(payload: bytes, num: int, channels: int) -> list[Gaussian]:
+    numbers = struct.unpack(f"<{num * (5 + channels)}f", payload)
+    return [numbers[n::num] for n in range(num)]
+
+
+def read_block(payloads: dict[bytes, bytes], block: tuple, header: dict) -> list[Gaussian]:
+    num, x0, y0, wide, high = block
+    channels = header["channels"]
+    chroma = [c for c in range(channels) if channels in (3, 4) and c % 3 > 0]
+    others = [c for c in range(channels) if c not in chroma]
+    if header["profile"] == 1:
+        points = list(zip(*read_fixed(payloads[b"POSI"], num, 2), strict=True))
+        sizes = read_fixed(payloads[b"SIZE"], num, 1)[0]
+    else:
+        points = read_points(payloads[b"POSI"], num, wide, high)
+        sizes = read_classes(payloads[b"SIZE"], [closeness(points, n) for n in range(num)], 1)[0]
+    planes: dict[int, list[int]] = {}
+    for kind, chosen in ((b"LUMA", others), (b"CHRO", chroma)):
+        if kind not in payloads:
+            continue
+        if header["profile"] == 1:
+            found = read_fixed(payloads[kind], num, len(chosen))
+        else:
+            classes = sizes if kind == b"LUMA" else [bits([value]) for value in planes[0]]
+            found = read_classes(payloads[kind], classes, len(chosen))
+        planes |= zip(chosen, found, strict=True)
+    colors = [[planes[c][n] for c in range(channels)] for n in range(num)]
+    levels = [level(color) for color in colors]
+    if header["profile"] == 1:
+        shapes = read_fixed(payloads[b"SHAP"], num, 2)
+    else:
+        shapes = read_classes(payloads[b"SHAP"], levels, 2)
+    return [
+        gaussian(
+            (points[n][0] + x0, points[n][1] + y0),
+            sizes[n],
+            colors[n],
+            chroma,
+            levels[n],
+            (shapes[0][n], shapes[1][n]),
+            header,
+        )
+        for n in range(num)
+    ]
+
+
+def gaussian(point, size, color, chroma, level, shape, header) -> Gaussian:
+    octave = size // header["sizes"]
+    s = math.ldexp(exp((size - octave * header["sizes"]) * (LN_2 / header["sizes"])), octave)
+    channels = [
+        value * (header["chroma"] if c in chroma else header["luma"]) / s
+        for c, value in enumerate(color)
+    ]
+    if chroma:
+        y, a, g = channels[:3]
+        m = y - g * 2 / 3
+        channels[:3] = m + a, y + g * 4 / 3, m - a
+    root = 1.4142135623730951 if level % 2 else 1.0
+    step = min(header["shape"] / header["luma"] / (root * 2.0 ** (level // 2)), 1.0)
+    d, o = (min(max(number * step, -4.0), 4.0) for number in shape)
+    r = min(math.sqrt(d * d + o * o), 4.0)
+    g = exp(2 * r)
+    c = (g + 1 / g) / 2
+    f = (g - 1 / g) / 2 / r if r > 1e-4 else 2.0
+    x = math.sqrt(max(c + f * d, 1e-6))
+    mean = [(place + 0.5) * header["position"] for place in point]
+    values = (*mean, s * x, s * (f * o) / x, s / x, *channels)
+    return tuple(struct.unpack("<f", struct.pack("<f", value))[0] for value in values)
+
+
+def exp(x: float) -> float:
+    h = math.floor(x / LN_2)
+    r, y = x - h * LN_2, 1.0
+    for n in range(18, 0, -1):
+        y = 1.0 + (y * r) / n
+    return math.ldexp(y, h)
+
+
+def exp_minus(x: float) -> float:
+    if x >= 40:
+        return 0.0
+    h = math.floor(x / LN_2)
+    r, y = x - h * LN_2, 1.0
+    for n in range(16, 0, -1):
+        y = 1.0 - (y * r) / n
+    return math.ldexp(y, -h)
+
+
+def bits(values: list[int]) -> int:
+    return math.floor(sum(min(abs(value), 2**25) ** 2 for value in values)).bit_length()
+
+
+def level(color: list[int]) -> int:
+    return min(24, (1 + sum(min(abs(value), 2**25) ** 2 for value in color)).bit_length() - 1)
+
+
+def closeness(points: list[tuple[int, int]], n: int) -> int:
+    apart = [
+        (points[n][0] - points[m][0]) ** 2 + (points[n][1] - points[m][1]) ** 2
+        for m in (n - 1, n + 1)
+        if 0 <= m < len(points)
+    ]
+    return bits([min(apart)]) if apart else 0
+
+
+def read_fixed(payload: bytes, num: int, columns: int) -> list[list[int]]:
+    found, at = [], 0
+    for _ in range(columns):
+        low, width = struct.unpack_from("<iB", payload, at)
+        length = (num * width + 7) // 8
+        text = "".join(f"{byte:08b}" for byte in payload[at + 5 : at + 5 + length])
+        found.append([low + int(text[n * width : (n + 1) * width] or "0", 2) for n in range(num)])
+        at += 5 + length
+    assert at == len(payload)
+    return found
+
+
+# the compact profile
+
+
+class Symbols:
+    def __init__(self, payload: bytes):
+        count = int.from_bytes(payload[:4], "little")
+        self.beyond = list(struct.unpack_from(f"<{count}i", payload, 4))
+        self.words = [word for (word,) in struct.iter_unpack("<I", payload[4 + 4 * count :])]
+        self.state = 0
+        self.fill()
+
+    def fill(self) -> None:
+        while self.state < 2**32 and self.words:
+            self.state = self.state * 2**32 + self.words.pop()
+
+    def take(self, frequencies: list[int]) -> int:
+        assert min(frequencies) >= 1 and sum(frequencies) == TOTAL
+        rest, index = self.state % TOTAL, 0
+        while rest >= frequencies[index]:
+            rest -= frequencies[index]
+            index += 1
+        self.state = self.state // TOTAL * frequencies[index] + rest
+        self.fill()
+        return index
+
+    def numbers(self, code: int, count: int) -> list[int]:
+        table, low = signed(code % 64), 2 * (code // 64)
+        found = []
+        for _ in range(count):
+            symbol = self.take(table) - 127
+            found.append(self.beyond.pop(0) if abs(symbol) == 127 else symbol)
+        if low:
+            found = [u * 2**low + self.take([TOTAL >> low] * 2**low) for u in found]
+        return found
+
+
+def signed(t: int) -> list[int]:
+    s = 2.0 ** ((t % 32 - 8) // 4) * ROOTS[(t % 32 - 8) % 4]
+    densities = []
+    for symbol in range(-127, 128):
+        p = float(abs(symbol))
+        densities.append(exp_minus(p * (ROOTS[2] / s) if t < 32 else p * p / (2 * s * s)))
+    total = 0.0
+    for density in densities:
+        total += density
+    shares = [1 + math.floor(density * ((TOTAL - 255) / total)) for density in densities]
+    shares[127] += TOTAL - sum(shares)
+    return shares
+
+
+def split(n: int, a: int, b: int, q: int) -> list[int]:
+    weights = [
+        math.isqrt(math.isqrt(math.comb(n, k) ** q * 2**128)) * a**k * b ** (n - k)
+        for k in range(n + 1)
+    ]
+    shares = [1 + weight * (TOTAL - n - 1) // sum(weights) for weight in weights]
+    shares[n // 2] += TOTAL - sum(shares)
+    return shares
+
+
+def read_points(payload: bytes, num: int, wide: int, high: int) -> list[tuple[int, int]]:
+    length = int.from_bytes(payload[:2], "little")
+    choices, symbols = list(payload[2 : 2 + length]), Symbols(payload[2 + length :])
+    cells = [(0, 0, wide, high, num)]
+    while any(w * h > 1 for _, _, w, h, _ in cells):
+        q, code = choices.pop(0), choices.pop(0)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, (_, _, w, h, n) in enumerate(cells):
+            if w * h > 1:
+                side = max(w, h)
+                left = (side + 1) // 2
+                is_uneven = n <= 16 and side % 2 and side < 16
+                key = (n if n <= 16 else 0, left if is_uneven else 0)
+                groups.setdefault(key, []).append(i)
+        on_left: dict[int, int] = {}
+        for (n, left), chosen in sorted(groups.items(), reverse=True):
+            if n:
+                table = split(n, left or 1, left - 1 if left else 1, q)
+                on_left |= {i: symbols.take(table) for i in chosen}
+            else:
+                away = symbols.numbers(code, len(chosen))
+                for i, value in zip(chosen, away, strict=True):
+                    side = max(cells[i][2:4])
+                    on_left[i] = cells[i][4] * ((side + 1) // 2) // side + value
+        halved = []
+        for i, (x, y, w, h, n) in enumerate(cells):
+            if i not in on_left:
+                halved.append((x, y, w, h, n))
+                continue
+            k = on_left[i]
+            if w >= h:
+                half = (w + 1) // 2
+                halved += [(x, y, half, h, k), (x + half, y, w - half, h, n - k)]
+            else:
+                half = (h + 1) // 2
+                halved += [(x, y, w, half, k), (x, y + half, w, h - half, n - k)]
+        cells = [cell for cell in halved if cell[4]]
+    assert not choices
+    return [(x, y) for x, y, _, _, n in cells for _ in range(n)]
+
+
+def read_classes(payload: bytes, classes: list[int], planes: int) -> list[list[int]]:
+    num = len(classes)
+    rare = max(40, num // 12 // 2)
+    names, number, filled = {}, 0, 0
+    for value in sorted(set(classes)):
+        names[value] = number
+        filled += classes.count(value)
+        following = sum(other > value for other in classes)
+        if filled >= rare and following >= rare and number + 1 < 12:
+            number, filled = number + 1, 0
+    merged = number + 1
+    heads = [struct.unpack_from("<hB", payload, 3 * i) for i in range(planes * merged)]
+    symbols = Symbols(payload[3 * planes * merged :])
+    found = [[0] * num for _ in range(planes)]
+    for i, (center, code) in enumerate(heads):
+        chosen = [n for n in range(num) if names[classes[n]] == i % merged]
+        for n, value in zip(chosen, symbols.numbers(code, len(chosen)), strict=True):
+            found[i // merged][n] = center + value
+    return found
