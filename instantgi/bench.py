@@ -84,12 +84,12 @@ def run_bench(
     wanted = list(dict.fromkeys(wanted))
     for method in methods:
         _warm_up(method, settings)
-    for path, method, steps in _with_bar(wanted, quiet):
+    for path, method, steps in with_bar(wanted, quiet, "fits"):
         old = made.get((path.name, method, steps))
         if old is not None and not (curve and "curve" not in old):
             continue
         recipe = Recipe(method=method, iterations=steps, **settings)
-        made[path.name, method, steps] = _measure(path, recipe, curve) | _provenance()
+        made[path.name, method, steps] = _measure(path, recipe, curve) | provenance()
         _save(output, settings, list(made.values()))
     asked = [made[path.name, method, steps] for path, method, steps in wanted]
     return _save(output, settings, list(made.values()), summarise(asked))
@@ -99,11 +99,12 @@ def _key(row: dict[str, Any]) -> tuple[str, str, int]:
     return row["image"], row["method"], row["iterations"]
 
 
-def _with_bar(wanted: list, quiet: bool) -> Iterator[Any]:
+def with_bar(wanted: list, quiet: bool, name: str) -> Iterator[Any]:
+    """The same, with a bar on a terminal."""
     from tqdm import tqdm
 
     yield from tqdm(
-        wanted, desc="fits", leave=False, dynamic_ncols=True, disable=True if quiet else None
+        wanted, desc=name, leave=False, dynamic_ncols=True, disable=True if quiet else None
     )
 
 
@@ -255,11 +256,12 @@ def conditions() -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "instruction set": native.instruction_set(),
-        **_provenance(),
+        **provenance(),
     }
 
 
-def _provenance() -> dict[str, str]:
+def provenance() -> dict[str, str]:
+    """Of a result."""
     return {"commit": _commit(), "date": time.strftime("%Y-%m-%d")}
 
 

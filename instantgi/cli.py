@@ -13,6 +13,7 @@ from typing import Any
 PROFILES = ("compact", "fast", "lossless")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
+BENCH_RD = "bench rd"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -22,7 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with code 2 for wrong usage, with 0 after --help and --version.
     """
-    options, unknown = build_parser().parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:2] == BENCH_RD.split():  # one command of two words
+        words[:2] = [BENCH_RD]
+    options, unknown = build_parser().parse_known_args(words)
     if unknown:  # said with the usage of the command, which argparse would not do
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
@@ -62,7 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"instantgi {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_infer, _fit, _encode, _decode, _info, _export, _import, _bench, _doctor):
+    for add in (
+        _infer,
+        _fit,
+        _encode,
+        _decode,
+        _info,
+        _export,
+        _import,
+        _bench,
+        _bench_rd,
+        _doctor,
+    ):
         add(commands)
     return parser
 
@@ -410,6 +425,43 @@ def _bench(commands: Any) -> None:
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
 
 
+def _bench_rd(commands: Any) -> None:
+    parser = _command(
+        commands,
+        BENCH_RD,
+        _run_bench_rd,
+        "make files of every picture of a folder by several codecs, and print a table",
+        "DIR gets results.json (written after each file; a later call goes on), results.csv, "
+        "results.md, results.svg and a JSON for each codec as CompressAI has it.",
+    )
+    add = parser.add_argument
+    add("--images", required=True, metavar="DIR", help="folder of pictures (required)")
+    add("-o", "--output", required=True, metavar="DIR", help="folder of results (required)")
+    add(
+        "--codecs",
+        type=_listed(str),
+        default=["instantgi", "jpeg", "jpeg2000", "webp", "avif", "jpegxl"],
+        metavar="A,B",
+        help="(default: instantgi,jpeg,jpeg2000,webp,avif,jpegxl)",
+    )
+    add(
+        "--bpp",
+        type=_listed(_positive),
+        default=[0.15, 0.3, 0.6, 1.0],
+        metavar="B,B",
+        help="rates of our files, and at which all are compared (default: 0.15,0.3,0.6,1)",
+    )
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--iterations", type=_whole(0), metavar="N", help="as in encode (default: 600)"
+    )
+    limit.add_argument(
+        "--seconds", type=_positive, metavar="T", help="as in encode (default: no limit)"
+    )
+    add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
+    add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
+
+
 def _doctor(commands: Any) -> None:
     _command(
         commands,
@@ -597,13 +649,12 @@ def _run_encode(options: argparse.Namespace) -> int:
     from instantgi.metrics import psnr
     from instantgi.native import choose_device
 
-    iterations = Target.iterations if options.seconds is None else None
     target = Target(
         options.num_gaussians,
         options.bpp,
         options.bytes,
         options.psnr,
-        iterations=iterations if options.iterations is None else options.iterations,
+        iterations=_iterations(options),
         seconds=options.seconds,
     )
     began = time.perf_counter()
@@ -627,6 +678,15 @@ def _run_encode(options: argparse.Namespace) -> int:
             f"{time.perf_counter() - began:.1f} s  {options.output}"
         )
     return 0
+
+
+def _iterations(options: argparse.Namespace) -> int | None:
+    """Of an encode: the usual number unless there is another limit."""
+    from instantgi.codec.target import Target
+
+    if options.iterations is None and options.seconds is None:
+        return Target.iterations
+    return options.iterations
 
 
 def _run_decode(options: argparse.Namespace) -> int:
@@ -720,6 +780,23 @@ def _run_bench(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     print(markdown(results))
+    return 0
+
+
+def _run_bench_rd(options: argparse.Namespace) -> int:
+    from instantgi.bench import pictures_in
+    from instantgi.rate_distortion import run_rate_distortion
+
+    table = run_rate_distortion(
+        pictures_in(options.images)[: options.limit],
+        options.output,
+        names=options.codecs,
+        rates=options.bpp,
+        iterations=_iterations(options),
+        seconds=options.seconds,
+        quiet=options.quiet,
+    )
+    print(table)
     return 0
 
 
