@@ -458,6 +458,14 @@ def _bench_rd(commands: Any) -> None:
     limit.add_argument(
         "--seconds", type=_positive, metavar="T", help="as in encode (default: no limit)"
     )
+    add(
+        "--published-iterations",
+        type=_whole(0),
+        default=50_000,
+        metavar="N",
+        help="steps of either stage of the codec gaussianimage, which is not among the default "
+        "ones (default: %(default)s)",
+    )
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
 
@@ -794,6 +802,7 @@ def _run_bench_rd(options: argparse.Namespace) -> int:
         rates=options.bpp,
         iterations=_iterations(options),
         seconds=options.seconds,
+        published_iterations=options.published_iterations,
         quiet=options.quiet,
     )
     print(table)

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from instantgi.bench import conditions, provenance, with_bar
 from instantgi.codec import open_file
+from instantgi.codec.gaussianimage import Coded, fit_coded
 from instantgi.codec.target import Target, encode_image
 from instantgi.files import replace_on_success
 from instantgi.images import flatten_alpha, read_image, to_8bit
 from instantgi.infer import score
+from instantgi.render import rasterize
 
-OURS, ANCHOR = "instantgi", "jpeg"
+OURS, ANCHOR, PUBLISHED = "instantgi", "jpeg", "gaussianimage"
 ROWS, TABLE, PLOT, SHEET = "results.json", "results.md", "results.svg", "results.csv"
 NUMBERS = ("bytes", "bpp", "psnr", "ms_ssim", "encoding_time", "decoding_time")
 
@@ -41,8 +43,12 @@ class Codec:
     needs: str = "PIL"  # the module
 
 
-def codecs() -> dict[str, Codec]:
-    """What there is to compare with, by name; each at its own effort for small files."""
+def codecs(published_iterations: int = 50_000) -> dict[str, Codec]:
+    """What there is to compare with, by name; each at its own effort for small files.
+
+    Args:
+        published_iterations: of either stage of GaussianImage's codec.
+    """
     steps = tuple(float(quality) for quality in (1, 3, 5, 8, 12, 18, 26, 36, 48, 62, 76, 88))
     return {
         "jpeg": Codec(
@@ -82,7 +88,20 @@ def codecs() -> dict[str, Codec]:
             _from_jpegxl,
             "imagecodecs",
         ),
+        PUBLISHED: Codec(
+            f"GaussianImage as published, {published_iterations} steps twice, fixed lengths",
+            (800.0, 1000.0, 3000.0, 5000.0, 7000.0, 9000.0),
+            lambda image, num: fit_coded(image, int(num), published_iterations).pack(
+                *image.shape[1:]
+            ),
+            _from_coded,
+        ),
     }
+
+
+def _from_coded(data: bytes) -> Tensor:
+    coded, height, width = Coded.unpack(data)
+    return rasterize(coded.gaussians(height, width), height, width)
 
 
 def _by_pillow(name: str, **options: Any) -> Callable[[Tensor, float], bytes]:
@@ -119,7 +138,7 @@ def _by_jpegxl(image: Tensor, distance: float) -> bytes:
     import imagecodecs
 
     pixels = to_8bit(image).movedim(0, 2).contiguous().numpy()
-    return imagecodecs.jpegxl_encode(pixels.squeeze(), distance=distance, effort=7)
+    return bytes(imagecodecs.jpegxl_encode(pixels.squeeze(), distance=distance, effort=7))
 
 
 def _from_jpegxl(data: bytes) -> Tensor:
@@ -143,6 +162,7 @@ def run_rate_distortion(
     rates: Sequence[float],
     iterations: int | None = None,
     seconds: float | None = None,
+    published_iterations: int = 50_000,
     quiet: bool = True,
 ) -> str:
     """The table as Markdown; it and everything it is made of go to `folder`.
@@ -155,22 +175,25 @@ def run_rate_distortion(
         names: of codecs, "instantgi" being ours.
         rates: bits per pixel, at which ours is measured and all are compared.
         iterations, seconds: of ours, see `Target`.
+        published_iterations: of either stage of GaussianImage's codec.
 
     Raises:
         ValueError: if a codec is not known or not installed, or `folder` holds something else.
     """
-    folder, others = Path(folder), codecs()
+    folder, others = Path(folder), codecs(published_iterations)
     for name in names:
         if name != OURS and name not in others:
             raise ValueError(f"codec must be one of {OURS}, {', '.join(others)}, got {name!r}")
         if name != OURS and importlib.util.find_spec(others[name].needs) is None:
             raise ValueError(f"{name} needs {others[name].needs}: pip install 'instantgi[bench]'")
     folder.mkdir(parents=True, exist_ok=True)
-    effort = {"iterations": iterations, "seconds": seconds}
+    effort: dict[str, dict[str, Any]] = dict.fromkeys(names, {})
+    effort[OURS] = {"iterations": iterations, "seconds": seconds}
+    effort[PUBLISHED] = {"iterations": published_iterations}
     made = {_key(row): row for row in _load_rows(folder / ROWS)}
     settings = {name: tuple(rates) if name == OURS else others[name].settings for name in names}
     wanted = [
-        (path, name, float(setting), effort if name == OURS else {})
+        (path, name, float(setting), effort[name])
         for path in pictures
         for name in names
         for setting in settings[name]
@@ -181,11 +204,14 @@ def run_rate_distortion(
             continue
         target = Target(bpp=setting, **limits) if name == OURS else None
         row = {"image": path.name, "codec": name, "setting": setting, "effort": limits}
-        made[key] = row | _measure(path, others.get(name), setting, target) | provenance()
+        row |= _measure(path, others.get(name), setting, target)
+        made[key] = row | provenance()
         _write(folder / ROWS, _as_json(list(made.values())))
     chosen = [made[path.name, name, setting, json.dumps(e)] for path, name, setting, e in wanted]
     for name in names:
-        described = others[name].description if name in others else f"files of Gaussians, {effort}"
+        described = (
+            others[name].description if name in others else f"files of Gaussians, {effort[OURS]}"
+        )
         text = json.dumps(compressai(chosen, name, described), indent=2)
         _write(folder / f"{name}.json", text + "\n")
     _write_sheet(folder / SHEET, chosen)
@@ -214,8 +240,9 @@ def _measure(
     encoded = time.perf_counter()
     drawn = codec.decode(data) if codec else open_file(data).render()
     decoded = time.perf_counter()
-    scores = score(to_8bit(drawn), to_8bit(image))
-    return {
+    # some have no gray and give the same three times
+    scores = score(to_8bit(drawn[: len(image)]), to_8bit(image))
+    row = {
         "height": image.shape[1],
         "width": image.shape[2],
         "bytes": len(data),
@@ -225,6 +252,11 @@ def _measure(
         "encoding_time": encoded - began,
         "decoding_time": decoded - encoded,
     }
+    if codec and codec.decode is _from_coded:
+        bits = Coded.unpack(data)[0].counted_bits()
+        names = ("bpp_counted", "bpp_counted_entropy")
+        row |= {name: count / image[0].numel() for name, count in zip(names, bits, strict=True)}
+    return row
 
 
 def _load_rows(path: Path) -> list[dict[str, Any]]:
@@ -336,7 +368,7 @@ def markdown(rows: list[dict[str, Any]], rates: Sequence[float]) -> str:
 
 def _write_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]))
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
     _write(path, buffer.getvalue())
@@ -349,8 +381,9 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
     axes = figure.add_subplot()
     for name in dict.fromkeys(row["codec"] for row in rows):
         results = compressai(rows, name, "")["results"]
-        style = {"linewidth": 2.5, "color": "black"} if name == OURS else {"linewidth": 1.2}
-        axes.plot(results["bpp"], results["psnr-rgb"], marker="o", ms=3, label=name, **style)
+        (line,) = axes.plot(results["bpp"], results["psnr-rgb"], marker="o", ms=3, label=name)
+        if name == OURS:
+            line.set(linewidth=2.5, color="black")
     axes.set(xscale="log", xlabel="bits per pixel of the whole file", ylabel="PSNR, dB")
     axes.grid(True, which="both", alpha=0.25)
     axes.legend()

@@ -180,11 +180,19 @@ def read_fixed(payload: bytes, num: int, columns: int) -> list[list[int]]:
 # the compact profile
 
 
+def number_at(payload: bytes, at: int) -> tuple[int, int]:
+    number, shift = 0, 0
+    while payload[at] >= 128:
+        number |= (payload[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+    return number | payload[at] << shift, at + 1
+
+
 class Symbols:
     def __init__(self, payload: bytes):
-        count = int.from_bytes(payload[:4], "little")
-        self.beyond = list(struct.unpack_from(f"<{count}i", payload, 4))
-        self.words = [word for (word,) in struct.iter_unpack("<I", payload[4 + 4 * count :])]
+        count, at = number_at(payload, 0)
+        self.beyond = list(struct.unpack_from(f"<{count}i", payload, at))
+        self.words = [word for (word,) in struct.iter_unpack("<I", payload[at + 4 * count :])]
         self.state = 0
         self.fill()
 
@@ -238,11 +246,10 @@ def split(n: int, a: int, b: int, q: int) -> list[int]:
 
 
 def read_points(payload: bytes, num: int, wide: int, high: int) -> list[tuple[int, int]]:
-    length = int.from_bytes(payload[:2], "little")
-    choices, symbols = list(payload[2 : 2 + length]), Symbols(payload[2 + length :])
+    length, at = number_at(payload, 0)
+    choices, symbols = list(payload[at : at + length]), Symbols(payload[at + length :])
     cells = [(0, 0, wide, high, num)]
     while any(w * h > 1 for _, _, w, h, _ in cells):
-        q, code = choices.pop(0), choices.pop(0)
         groups: dict[tuple[int, int], list[int]] = {}
         for i, (_, _, w, h, n) in enumerate(cells):
             if w * h > 1:
@@ -252,12 +259,13 @@ def read_points(payload: bytes, num: int, wide: int, high: int) -> list[tuple[in
                 key = (n if n <= 16 else 0, left if is_uneven else 0)
                 groups.setdefault(key, []).append(i)
         on_left: dict[int, int] = {}
+        q = choices.pop(0) if any(n > 1 for n, _ in groups) else 0
         for (n, left), chosen in sorted(groups.items(), reverse=True):
             if n:
                 table = split(n, left or 1, left - 1 if left else 1, q)
                 on_left |= {i: symbols.take(table) for i in chosen}
             else:
-                away = symbols.numbers(code, len(chosen))
+                away = symbols.numbers(choices.pop(0), len(chosen))
                 for i, value in zip(chosen, away, strict=True):
                     side = max(cells[i][2:4])
                     on_left[i] = cells[i][4] * ((side + 1) // 2) // side + value
@@ -289,8 +297,12 @@ def read_classes(payload: bytes, classes: list[int], planes: int) -> list[list[i
         if filled >= rare and following >= rare and number + 1 < 12:
             number, filled = number + 1, 0
     merged = number + 1
-    heads = [struct.unpack_from("<hB", payload, 3 * i) for i in range(planes * merged)]
-    symbols = Symbols(payload[3 * planes * merged :])
+    heads, at = [], 0
+    for _ in range(planes * merged):
+        center, at = number_at(payload, at)
+        heads.append((-(center + 1) // 2 if center % 2 else center // 2, payload[at]))
+        at += 1
+    symbols = Symbols(payload[at:])
     found = [[0] * num for _ in range(planes)]
     for i, (center, code) in enumerate(heads):
         chosen = [n for n in range(num) if names[classes[n]] == i % merged]

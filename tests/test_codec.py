@@ -1,16 +1,25 @@
 import hashlib
 import json
 import math
+import os
+import random
+import resource
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
 import format_reference
+import fuzz
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageCms
 from scenes import random_gaussians
 from torch.testing import assert_close
 
@@ -63,11 +72,11 @@ from instantgi.codec.quantize import (
     sizes_of,
     to_luma_chroma,
 )
-from instantgi.codec.refit import fit_quantised
+from instantgi.codec.refit import RateAware, fit_quantised
 from instantgi.codec.target import Target, encode_image
 from instantgi.fit import fit_image
 from instantgi.gaussians import Gaussians
-from instantgi.images import read_image, write_image
+from instantgi.images import read_image, to_8bit, write_image
 from instantgi.metrics import psnr
 from instantgi.render import draw_part, rasterize
 
@@ -77,6 +86,7 @@ def assert_same(one: Gaussians, other: Gaussians) -> None:
         assert torch.equal(getattr(one, name), getattr(other, name))
 
 
+ROOT = Path(__file__).parents[1]
 FINE = Steps(0.01, 64, 2**-11, 2**-9, 2**-9)
 
 
@@ -164,14 +174,14 @@ def test_symbols_cost_what_their_table_says(deviation):
 
 def test_a_decoder_of_integers_alone_agrees():
     """The coder as docs/format.md has it."""
-    random = np.random.default_rng(1)
+    draw = np.random.default_rng(1)
     tables = list(all_tables())
     parts = []
-    for table in random.permutation(len(tables))[:40]:
+    for table in draw.permutation(len(tables))[:40]:
         last = len(tables[table].frequencies) - 2
-        symbols = tables[table].lowest + random.integers(min(1, last), last + 1, 7)
+        symbols = tables[table].lowest + draw.integers(min(1, last), last + 1, 7)
         parts.append(Part(symbols, tables[table]))
-    words = np.frombuffer(encode_symbols(parts), "<u4").tolist()[1:]
+    words = np.frombuffer(encode_symbols(parts)[1:], "<u4").tolist()
     state = 0
     while state < 2**32 and words:
         state = state << 32 | words.pop()
@@ -500,6 +510,20 @@ def test_every_truncation_is_refused_or_coarser():
                 assert len(file.gaussians()) <= num
 
 
+def test_mutated_files_do_not_break_the_decoder():
+    """More of them, and guided by coverage: tests/fuzz.py."""
+    draw, seeds = random.Random(5), fuzz.corpus()
+    for _ in range(500):
+        fuzz.one_input(fuzz.mutate(draw.choice(seeds), draw))
+
+
+def test_the_corpus_does_not_break_the_decoder():
+    files = fuzz.corpus()
+    assert len(files) > len(GOLDEN) + 20
+    for data in files:
+        fuzz.one_input(data)
+
+
 # metadata
 
 
@@ -712,3 +736,125 @@ def test_the_layout_is_that_of_the_specification():
     assert struct.unpack_from("<BBBBIII", payload) == (1, 0, 2, 3, 30, 40, 60)
     assert data[-12:-4] == b"\0\0\0\0END "
     assert EVENNESS == 12 and SIGNED == 64
+
+
+def encode_in_a_process(tmp_path, output: Path, prepare=None, code: str = "") -> tuple[int, str]:
+    words = ["encode", str(tmp_path / "scene.png"), "-o", str(output), "--iterations", "5"]
+    program = f"{code}\nfrom instantgi.cli import main\nraise SystemExit(main({words!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, preexec_fn=prepare
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_full_disk_leaves_the_old_file(encoded_file, tmp_path):
+    before = encoded_file.read_bytes()
+
+    def no_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    code, error = encode_in_a_process(tmp_path, encoded_file, no_room)
+    assert code == 1 and error.startswith("error: ") and error.count("\n") == 1
+    assert encoded_file.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["scene.gi", "scene.png"]
+
+
+def test_a_killed_write_leaves_the_old_file(encoded_file, tmp_path):
+    before = encoded_file.read_bytes()
+    kill = "import os\nos.replace = lambda *_: os.kill(os.getpid(), 9)"
+    code, _ = encode_in_a_process(tmp_path, encoded_file, code=kill)
+    assert code == -signal.SIGKILL
+    assert encoded_file.read_bytes() == before
+
+
+def test_metadata_goes_from_picture_to_picture(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "a wheel", 6
+    Image.fromarray(to_8bit(picture()).movedim(0, 2).numpy()).save(
+        tmp_path / "photo.jpg", exif=exif, icc_profile=profile
+    )
+    words = [str(tmp_path / "photo.jpg"), "--iterations", "5", "--quiet", "-o"]
+    few = ["--num-gaussians", "50"]
+    assert main(["encode", *words, str(tmp_path / "x.gi"), *few, "--keep-metadata"]) == 0
+    assert main(["infer", *words, str(tmp_path / "out"), "--keep-metadata"]) == 0
+    for name in ("x.gi", "out/photo/gaussians.gi"):
+        metadata = open_file(tmp_path / name).metadata
+        assert metadata.exif is not None and metadata.icc is None  # it was applied
+        for suffix in ("png", "jpg", "webp", "tif"):
+            drawn = tmp_path / f"drawn.{suffix}"
+            assert main(["decode", str(tmp_path / name), "-o", str(drawn)]) == 0
+            with Image.open(drawn) as shown:
+                kept = shown.getexif()
+                assert (kept[0x010E], kept.get(0x0112, 1)) == ("a wheel", 1)
+                assert shown.size == (48, 64)  # upright
+    assert main(["encode", *words, str(tmp_path / "y.gi"), *few]) == 0
+    assert open_file(tmp_path / "y.gi").metadata.exif is None
+
+
+def test_the_profile_of_16_bit_pictures_is_kept(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    gray = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 20
+    Image.fromarray(gray).save(tmp_path / "deep.png", icc_profile=profile)
+    output = tmp_path / "deep.gi"
+    words = ["encode", str(tmp_path / "deep.png"), "-o", str(output), "--num-gaussians", "40"]
+    assert main([*words, "--iterations", "5", "--quiet", "--keep-metadata"]) == 0
+    assert open_file(output).metadata.icc == profile
+    assert main(["decode", str(output), "-o", str(tmp_path / "out.png")]) == 0
+    with Image.open(tmp_path / "out.png") as shown:
+        assert shown.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_encoded_from_a_picture(tmp_path, profile, capsys):
+    write_image(tmp_path / "scene.png", picture())
+    words = ["encode", str(tmp_path / "scene.png"), "-o", str(tmp_path / "x.gi")]
+    assert main([*words, "--bytes", "3000", "--profile", profile, "--iterations", "20"]) == 0
+    file = open_file(tmp_path / "x.gi")
+    assert file.profile == profile and abs(file.num_bytes / 3000 - 1) <= 0.02
+    assert f"{file.num_gaussians} Gaussians" in capsys.readouterr().out
+
+
+def test_seconds_are_of_the_whole_work():
+    image = picture(96, 128)
+    encode_image(image, Target(bpp=1.0, iterations=2))  # what is loaded once
+    clock = time.perf_counter()
+    data = encode_image(image, Target(bpp=1.0, iterations=None, seconds=1.0))
+    assert time.perf_counter() - clock < 5  # much less, but for a busy machine
+    assert abs(8 * len(data) / image[0].numel() - 1) <= 0.02
+
+
+def test_fits_that_pay_for_bits_take_fewer_and_lose_less():
+    image = read_image(ROOT / "assets/kodim23.png")[:, 100:196, 300:428].contiguous()
+    steps, results = Steps.for_density(0.03), []
+    for weight in (0.0, 4.0):
+        method = RateAware(steps, weight)
+        gaussians = fit_image(image, num_gaussians=400, iterations=400, method=method)
+        data = encode_quantised(fit_quantised(image, gaussians, steps), 96, 128, steps)
+        results.append((len(data), psnr(open_file(data).render(), image)))
+    (bytes_without, level_without), (bytes_with, level_with) = results
+    assert bytes_with < bytes_without and level_with > level_without + 0.1
+
+
+def test_price_of_bits_is_the_gradient_of_its_definition():
+    image, steps = picture(), Steps.for_density(0.03)
+    fitter, free = RateAware(steps, 4.0), RateAware(steps, 0.0)
+    start = fit_image(image, num_gaussians=60, iterations=5)
+    for each in (fitter, free):
+        each.start(image, start, 60, 0)
+    residual = fitter._error()[0]
+    difference = fitter._gradients(residual)[1] - free._gradients(residual)[1]
+    colors = start.colors.double().requires_grad_()
+    red, green, blue = colors.T
+    sizes = (start.cholesky[:, 0] * start.cholesky[:, 2]).double().sqrt()
+    price = torch.zeros((), dtype=torch.float64)
+    for amount, step, counts in (
+        ((red + green + blue) / 3, steps.luma, 3),
+        ((red - blue) / 2, steps.chroma, 1),
+        (green / 2 - (red + blue) / 4, steps.chroma, 1),
+    ):
+        nats = 0.5 * torch.log1p((amount * sizes / step) ** 2)
+        price = price + 4 * counts * math.pi * step**2 / 12 * nats.sum()
+    price.backward()
+    assert_close(difference.double(), colors.grad, rtol=1e-3, atol=1e-4)

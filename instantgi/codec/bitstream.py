@@ -20,6 +20,25 @@ class FormatError(ValueError):
     """A file that is damaged, or none of ours."""
 
 
+def pack_number(number: int) -> bytes:
+    """A number of at least 0 as LEB128: seven bits a byte, the lowest first."""
+    packed = bytearray()
+    while number >= 128:
+        packed.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*packed, number])
+
+
+def unpack_number(data: bytes, at: int) -> tuple[int, int]:
+    """The number that begins there, of at most five bytes, and where it ends."""
+    number = 0
+    for i, byte in enumerate(data[at : at + 5]):
+        number |= (byte & 127) << 7 * i
+        if byte < 128:
+            return number, at + i + 1
+    raise FormatError("is damaged: a number has no end")
+
+
 class Chunk(NamedTuple):
     """A lower-case first letter marks one that a reader may skip."""
 

@@ -5,11 +5,9 @@ the size; chroma, given luma; shapes, given the level of the color. Within a cla
 by one table, around one number.
 """
 
-import struct
-
 import numpy as np
 
-from instantgi.codec.bitstream import FormatError
+from instantgi.codec.bitstream import FormatError, pack_number, unpack_number
 from instantgi.codec.entropy import (
     Decoder,
     Ints,
@@ -29,8 +27,6 @@ from instantgi.codec.quantize import (
 
 CLASSES = 12  # at most, of a payload's symbols
 RARE = 40  # symbols; a class of fewer joins the one below it
-CENTER = struct.Struct("<hB")  # what symbols lie around, and their table
-MOST_CHOICES = 1 << 10
 
 
 def encode_planes(quantised: Quantised, width: int, height: int) -> tuple[Quantised, list[bytes]]:
@@ -41,7 +37,7 @@ def encode_planes(quantised: Quantised, width: int, height: int) -> tuple[Quanti
     """
     order, choices, parts = encode_positions(quantised.points, width, height)
     ordered = Quantised(*(field[order] for field in quantised))
-    payloads = [len(choices).to_bytes(2, "little") + choices + encode(parts)]
+    payloads = [pack_number(len(choices)) + choices + encode(parts)]
     for kind in kinds_of(quantised.colors.shape[1])[1:]:
         payloads.append(_encode_classes(columns(ordered, kind), _classes(ordered, kind)))
     return ordered, payloads
@@ -88,11 +84,12 @@ def _bits(values: Ints) -> Ints:
 
 
 def _decode_points(num: int, width: int, height: int, payload: bytes) -> Ints:
-    length = int.from_bytes(payload[:2], "little")
-    if length > min(MOST_CHOICES, len(payload) - 2):
+    length, begin = unpack_number(payload, 0)
+    if length > len(payload) - begin:
         raise FormatError("is damaged: tables of positions are missing")
-    decoder = Decoder(payload[2 + length :])
-    points, used = decode_positions(num, width, height, payload[2 : 2 + length], decoder)
+    decoder = Decoder(payload[begin + length :])
+    choices = payload[begin : begin + length]
+    points, used = decode_positions(num, width, height, choices, decoder)
     if used != length:
         raise FormatError("is damaged: more tables of positions than are used")
     return points
@@ -120,21 +117,24 @@ def _encode_classes(planes: Ints, classes: Ints) -> bytes:
     for plane in planes.T:
         for name in range(count):
             symbols = plane[names == name]
-            center = int(np.clip(np.median(symbols), -32768, 32767)) if len(symbols) else 0
+            center = int(np.median(symbols)) if len(symbols) else 0
             code, coded = signed_parts(symbols - center)
-            head += CENTER.pack(center, code)
+            head += pack_number(2 * center if center >= 0 else -2 * center - 1) + bytes([code])
             parts += coded
     return bytes(head) + encode(parts)
 
 
 def _decode_classes(payload: bytes, classes: Ints, num_planes: int) -> Ints:
     names, count = _merged(classes)
-    length = num_planes * count * CENTER.size
-    if len(payload) < length:
+    heads, at = [], 0
+    for _ in range(num_planes * count):
+        center, at = unpack_number(payload, at)
+        heads.append((center >> 1 ^ -(center & 1), payload[at : at + 1]))
+        at += 1
+    if at > len(payload):
         raise FormatError("is damaged: tables of a payload are missing")
-    heads = list(CENTER.iter_unpack(payload[:length]))
-    decoder, planes = Decoder(payload[length:]), np.zeros((len(classes), num_planes), np.int64)
-    for i, (center, code) in enumerate(heads):
+    decoder, planes = Decoder(payload[at:]), np.zeros((len(classes), num_planes), np.int64)
+    for i, (center, (code,)) in enumerate(heads):
         chosen = np.flatnonzero(names == i % count)
         planes[chosen, i // count] = take_signed(decoder, len(chosen), code) + center
     return planes

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from instantgi.codec.bitstream import FormatError
+from instantgi.codec.bitstream import FormatError, pack_number, unpack_number
 
 PRECISION = 24  # bits; frequencies of a table add up to 2^24
 REACH = 127  # signed tables hold −127 … 127; their outermost two say "beyond"
@@ -161,7 +161,7 @@ def encode(parts: Sequence[Part]) -> bytes:
             coder.encode_reverse(indices, _model(table))
     escapes = np.concatenate(beyond).astype("<i4")
     words = coder.get_compressed().astype("<u4")
-    return len(escapes).to_bytes(WORD, "little") + escapes.tobytes() + words.tobytes()
+    return pack_number(len(escapes)) + escapes.tobytes() + words.tobytes()
 
 
 class Decoder:
@@ -172,12 +172,12 @@ class Decoder:
     """
 
     def __init__(self, data: bytes):
-        if len(data) < WORD or len(data) % WORD:
+        count, begin = unpack_number(data, 0)
+        if (len(data) - begin) % WORD:
             raise FormatError("is damaged: coded symbols are not whole words")
-        count = int.from_bytes(data[:WORD], "little")
-        if count > len(data) // WORD - 1:
+        if count > (len(data) - begin) // WORD:
             raise FormatError("is damaged: more symbols beyond the tables than there are words")
-        words = np.frombuffer(data, "<u4", offset=WORD)
+        words = np.frombuffer(data, "<u4", offset=begin)
         self.escapes, self.read = words[:count].view("<i4").astype(np.int64), 0
         try:
             self.coder = _coders().stack.AnsCoder(words[count:].astype(np.uint32))

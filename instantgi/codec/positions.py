@@ -36,9 +36,6 @@ class Cells(NamedTuple):
     height: Ints
     count: Ints  # points inside
 
-    def take(self, chosen: NDArray) -> "Cells":
-        return Cells(*(field[chosen] for field in self))
-
 
 class Group(NamedTuple):
     """Cuts that one table serves."""
@@ -49,102 +46,95 @@ class Group(NamedTuple):
     right: int
 
 
-class Split(NamedTuple):
-    """Cells of more than one lattice point, cut in two along the longer side."""
+class Split:
+    """Cells to be cut in two along the longer side; `first` is the length on the left."""
 
-    whole: Cells
-    is_wide: NDArray[np.bool_]
-    first: Ints  # length of the cut side on the left, the longer half
-    second: Ints
-
-    @classmethod
-    def of(cls, cells: Cells) -> "Split":
-        is_wide = cells.width >= cells.height
-        side = np.where(is_wide, cells.width, cells.height)
-        return cls(cells, is_wide, (side + 1) // 2, side // 2)
+    def __init__(self, cells: Cells):
+        self.cells = cells
+        self.is_wide = cells.width >= cells.height
+        self.side = np.maximum(cells.width, cells.height)
+        self.first = (self.side + 1) >> 1  # the longer half; all of what is one lattice point
 
     def is_right(self, cell: Ints, points: Ints) -> NDArray[np.bool_]:
         """Whether points lie on the right of the cuts of these cells."""
         along = np.where(self.is_wide[cell], points[:, 0], points[:, 1])
-        begin = np.where(self.is_wide, self.whole.x, self.whole.y)
+        begin = np.where(self.is_wide, self.cells.x, self.cells.y)
         return along >= (begin + self.first)[cell]
 
-    def halves(self, on_left: Ints) -> tuple[Cells, Cells]:
-        x, y, width, height, count = self.whole
-        wide, first, second = self.is_wide, self.first, self.second
-        left = Cells(x, y, np.where(wide, first, width), np.where(wide, height, first), on_left)
-        right = Cells(
-            x + np.where(wide, first, 0),
-            y + np.where(wide, 0, first),
-            np.where(wide, second, width),
-            np.where(wide, height, second),
-            count - on_left,
+    def halves(self, on_left: Ints) -> Cells:
+        """Those with points, left before right, in the place of their cell."""
+        count = self.cells.count
+        has_left = on_left > 0
+        parts = has_left + (on_left < count).astype(np.int64)
+        ends = np.cumsum(parts)
+        parent = np.repeat(np.arange(len(parts)), parts)
+        is_right = np.ones(len(parent), bool)
+        is_right[ends - parts] = ~has_left
+        x, y, width, height, count = (field[parent] for field in self.cells)
+        wide, first, on_left = self.is_wide[parent], self.first[parent], on_left[parent]
+        moved = np.where(is_right, first, 0)
+        left_over = np.where(is_right, self.side[parent] - first, first)
+        return Cells(
+            x + np.where(wide, moved, 0),
+            y + np.where(wide, 0, moved),
+            np.where(wide, left_over, width),
+            np.where(wide, height, left_over),
+            np.where(is_right, count - on_left, on_left),
         )
-        return left, right
 
     def middle(self, chosen: Ints) -> Ints:
         """Points on the left if they were spread evenly."""
-        first, count = self.first[chosen], self.whole.count[chosen]
-        return count * first // (first + self.second[chosen])
+        return self.cells.count[chosen] * self.first[chosen] // self.side[chosen]
 
     def groups(self) -> Iterator[Group]:
-        """By falling number of points, the many last."""
-        count, first, side = self.whole.count, self.first, self.first + self.second
-        is_even = (first == self.second) | (side >= EXACT)
-        key = (count * EXACT + np.where(is_even, 0, first)) * (count <= FEW)
-        for value in np.unique(key)[::-1].tolist():
+        """Of cells larger than a point: by falling number of points, the many last."""
+        count, side = self.cells.count, self.side
+        is_even = (side & 1 == 0) | (side >= EXACT)
+        key = np.where(count <= FEW, count * EXACT + np.where(is_even, 0, self.first), 0)
+        key[side == 1] = -1
+        for value in np.flatnonzero(np.bincount(key + 1)[1:])[::-1].tolist():
             chosen = np.flatnonzero(key == value)
             num, left = divmod(value, EXACT)
             yield Group(chosen, num, left or 1, left - 1 if left else 1)
 
 
-def _walk(
-    num: int, width: int, height: int, count_left: Callable[[Cells, Ints, Split], Ints]
-) -> Cells:
-    """The last cells, of one lattice point each; count_left(cells, indices of those cut, cuts)."""
+def _walk(num: int, width: int, height: int, count_left: Callable[[Split], Ints]) -> Cells:
+    """The last cells, of one lattice point each; count_left(cuts) is of every cell."""
     start = (0, 0, width, height, num)
     cells = Cells(*(np.full(int(num > 0), value, np.int64) for value in start))
-    while len(cut := np.flatnonzero(cells.width * cells.height > 1)):
-        split = Split.of(cells.take(cut))
-        left, right = split.halves(count_left(cells, cut, split))
-        whole = np.flatnonzero(cells.width * cells.height == 1)
-        place = np.argsort(np.concatenate([2 * whole, 2 * cut, 2 * cut + 1]))
-        joined = (
-            np.concatenate(f)[place] for f in zip(cells.take(whole), left, right, strict=True)
-        )
-        cells = Cells(*joined)
-        cells = cells.take(cells.count > 0)
+    while len(cells.x) and max(cells.width.max(), cells.height.max()) > 1:
+        split = Split(cells)
+        cells = split.halves(count_left(split))
     return cells
 
 
 def encode_positions(points: Ints, width: int, height: int) -> tuple[Ints, bytes, list[Part]]:
-    """The order in which points come back; the choice of tables, two bytes a halving; the symbols.
+    """The order in which points come back; the choice of tables; the symbols.
 
     Args:
         points: [N, 2], (x, y) in [0, width) x [0, height); equal ones are allowed.
     """
     order, choices, parts = np.arange(len(points)), bytearray(), list[Part]()
 
-    def count_left(cells: Cells, cut: Ints, split: Split) -> Ints:
+    def count_left(split: Split) -> Ints:
         nonlocal order
-        cell = np.repeat(np.arange(len(cells.count)), cells.count)  # of each point
-        place = np.full(len(cells.count), -1)
-        place[cut] = np.arange(len(cut))
-        inside = np.flatnonzero(place[cell] >= 0)
-        is_right = np.zeros(len(order), bool)
-        is_right[inside] = split.is_right(place[cell[inside]], points[order[inside]])
-        on_left = np.bincount(cell[~is_right], minlength=len(cells.count))[cut]
+        count = split.cells.count
+        cell = np.repeat(np.arange(len(count)), count)  # of each point
+        is_right = split.is_right(cell, points[order])
+        on_left = count - np.bincount(cell, is_right, len(count)).astype(np.int64)
         order = order[np.argsort(2 * cell + is_right, kind="stable")]
         groups = list(split.groups())
-        evenness = _best_evenness(groups, on_left)
-        many = [on_left[g.chosen] - split.middle(g.chosen) for g in groups if not g.num]
-        code, coded = signed_parts(many[0]) if many else (0, [])
-        choices.extend((evenness, code))
+        evenness = 0
+        if any(group.num > 1 for group in groups):
+            evenness = _best_evenness(groups, on_left)
+            choices.append(evenness)
         for group in groups:
             if group.num:
                 table = split_table(*group[1:], evenness)
                 parts.append(Part(on_left[group.chosen], table))
             else:
+                code, coded = signed_parts(on_left[group.chosen] - split.middle(group.chosen))
+                choices.append(code)
                 parts.extend(coded)
         return on_left
 
@@ -174,21 +164,24 @@ def decode_positions(
     """
     used = 0
 
-    def count_left(cells: Cells, cut: Ints, split: Split) -> Ints:
+    def choice(limit: int) -> int:
         nonlocal used
-        evenness, code = (*choices[used : used + 2], EVENNESS, EVENNESS)[:2]
-        used += 2
-        if used > len(choices) or evenness >= EVENNESS:
+        used += 1
+        if used > len(choices) or choices[used - 1] >= limit:
             raise FormatError("is damaged: tables of positions are missing")
-        on_left = np.zeros(len(cut), np.int64)
-        for group in split.groups():
+        return choices[used - 1]
+
+    def count_left(split: Split) -> Ints:
+        on_left, groups = split.cells.count.copy(), list(split.groups())
+        evenness = choice(EVENNESS) if any(group.num > 1 for group in groups) else 0
+        for group in groups:
             if group.num:
                 table = split_table(*group[1:], evenness)
                 on_left[group.chosen] = decoder.take(len(group.chosen), table)
             else:
-                away = take_signed(decoder, len(group.chosen), code)
+                away = take_signed(decoder, len(group.chosen), choice(256))
                 on_left[group.chosen] = away + split.middle(group.chosen)
-        if ((on_left < 0) | (on_left > split.whole.count)).any():
+        if ((on_left < 0) | (on_left > split.cells.count)).any():
             raise FormatError("is damaged: a part of the picture holds fewer than no points")
         return on_left
 
