@@ -72,7 +72,7 @@ from instantgi.codec.quantize import (
     sizes_of,
     to_luma_chroma,
 )
-from instantgi.codec.refit import RateAware, fit_quantised
+from instantgi.codec.refit import RateAware, fit_quantised, worth_their_bits
 from instantgi.codec.target import Target, encode_image
 from instantgi.fit import fit_image
 from instantgi.gaussians import Gaussians
@@ -835,6 +835,21 @@ def test_fits_that_pay_for_bits_take_fewer_and_lose_less():
         results.append((len(data), psnr(open_file(data).render(), image)))
     (bytes_without, level_without), (bytes_with, level_with) = results
     assert bytes_with < bytes_without and level_with > level_without + 0.1
+
+
+def test_gaussians_that_are_not_worth_their_bits_go():
+    gaussians = random_gaussians(50, 40, 40)
+    gaussians.colors[::2] *= 0.01
+    steps = Steps(0.5, 4, 0.05, 0.05, 0.05)
+    kept = worth_their_bits(gaussians, steps)
+    assert 0 < len(kept) <= 25
+    lost = (rasterize(gaussians, 40, 40) - rasterize(kept, 40, 40)).square().sum()
+    assert lost < 25 * 37 * 2 * math.log(2) * 3 * math.pi * 0.05**2 / 12
+    everything = worth_their_bits(gaussians, Steps(0.5, 4, 2**-12, 2**-16, 2**-16))
+    assert len(everything) == 50
+    image = picture()
+    given = encode_image(image, Target(num_gaussians=100, iterations=5))
+    assert open_file(given).num_gaussians == 100
 
 
 def test_price_of_bits_is_the_gradient_of_its_definition():

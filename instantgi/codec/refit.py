@@ -21,6 +21,7 @@ RATE = 0.1  # of the steps between, in standard deviations
 ITERATIONS = 60  # after positions, and again after sizes
 SOLVES = 10  # color iterations once the geometry is fixed
 ROUNDS = 4  # in which colors are rounded
+BITS = 37.0  # of a Gaussian, about
 RATE_WEIGHT = 4.0  # of the price of bits in a fit
 LUMA_COUNTS = 3.0
 
@@ -69,6 +70,17 @@ class _Held(LocalAdam):
             before, after = (each[:, :1] * each[:, 2:] for each in (cholesky, self.cholesky))
             self.cholesky.mul_((before / after).abs().sqrt())
         return squares
+
+
+def worth_their_bits(gaussians: Gaussians, steps: Steps) -> Gaussians:
+    """Those that take more error away than their bits would elsewhere.
+
+    A Gaussian's own energy is π |c|² det L. A bit more of every luma, three channels of π Δ² / 12
+    each, takes 2 ln 2 of that away: so much a bit of any Gaussian has to be worth.
+    """
+    energy = torch.pi * gaussians.colors.square().sum(1) * gaussians.cholesky[:, ::2].prod(1).abs()
+    bit = 2 * np.log(2) * min(3, gaussians.colors.shape[1]) * np.pi * steps.luma**2 / 12
+    return gaussians[energy >= BITS * bit]
 
 
 def fit_quantised(
