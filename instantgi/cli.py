@@ -273,7 +273,8 @@ def _encode(commands: Any) -> None:
         "--num-gaussians",
         type=_whole(2),
         metavar="N",
-        help="number of Gaussians (default: 0.008 per pixel, about 0.3 bpp)",
+        help="number of Gaussians; a small picture may get fewer (default: 0.008 per pixel, about "
+        "0.3 bpp)",
     )
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
@@ -656,6 +657,7 @@ def _run_encode(options: argparse.Namespace) -> int:
     from instantgi.infer import read_picture
     from instantgi.metrics import psnr
     from instantgi.native import choose_device
+    from instantgi.render import MAX_SAMPLES
 
     target = Target(
         options.num_gaussians,
@@ -666,6 +668,7 @@ def _run_encode(options: argparse.Namespace) -> int:
         seconds=options.seconds,
     )
     began = time.perf_counter()
+    _check_file_name(options.output, options.image)
     with replace_on_success(options.output) as partial:  # refuses before the work, not after it
         image = read_picture(options.image, options.background)
         kept = read_metadata(options.image) if options.keep_metadata else {}
@@ -679,10 +682,12 @@ def _run_encode(options: argparse.Namespace) -> int:
         partial.write_bytes(data)
     if not options.quiet:
         file = open_file(data)
+        pixels = image[0].numel()
+        level = f"{psnr(file.render(), image):.2f} dB" if pixels <= MAX_SAMPLES else "not drawn"
         print(
             f"{Path(options.image).name}  {file.width}x{file.height}  "
             f"{file.num_gaussians} Gaussians  {len(data)} bytes  "
-            f"{8 * len(data) / image[0].numel():.4f} bpp  {psnr(file.render(), image):.2f} dB  "
+            f"{8 * len(data) / pixels:.4f} bpp  {level}  "
             f"{time.perf_counter() - began:.1f} s  {options.output}"
         )
     return 0
@@ -697,18 +702,28 @@ def _iterations(options: argparse.Namespace) -> int | None:
     return options.iterations
 
 
+def _check_file_name(output: str, source: str) -> None:
+    """A picture is not to be lost by a slip."""
+    from instantgi.images import WRITABLE
+
+    path = Path(output)
+    if path.suffix.lower() in WRITABLE or (path.is_file() and path.samefile(source)):
+        raise ValueError(f"{output}: names a picture; files of Gaussians end in .gi")
+
+
 def _run_decode(options: argparse.Namespace) -> int:
     _check_size_options(options)
     from instantgi.codec import open_file
-    from instantgi.images import write_image
+    from instantgi.images import check_writable, write_image
 
     file = open_file(options.file, whole=not options.partial)
     *_, width, height = options.crop or (0, 0, file.width, file.height)
     scale = options.scale or 1.0
     size = (
-        options.height or max(1, round(height * scale)),
-        options.width or max(1, round(width * scale)),
+        options.height or max(1, round(min(height * scale, 1e9))),
+        options.width or max(1, round(min(width * scale, 1e9))),
     )
+    check_writable(options.output, file.channels, *size)
     drawn = file.render(*size, crop=options.crop and tuple(options.crop))
     write_image(options.output, drawn, icc=file.metadata.icc, exif=file.metadata.exif)
     return 0
@@ -744,8 +759,13 @@ def _run_info(options: argparse.Namespace) -> int:
                 f"{key} {part:.6g}" if isinstance(part, float) else f"{key} {part}"
                 for key, part in value.items()
             )
-        print(f"{name + ':':15}{'-' if value is None else value}")
+        print(f"{name + ':':15}{'-' if value is None else _printable(str(value))}")
     return 0
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor or break a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _run_export(options: argparse.Namespace) -> int:
@@ -762,6 +782,7 @@ def _run_import(options: argparse.Namespace) -> int:
     from instantgi.files import replace_on_success
     from instantgi.npz import load_npz
 
+    _check_file_name(options.output, options.npz)
     gaussians, height, width = load_npz(options.npz)
     with replace_on_success(options.output) as partial:
         partial.write_bytes(encode(gaussians, height, width, profile="lossless"))

@@ -59,6 +59,8 @@ SIGNATURES = {
 AGAIN = "copy or download it again"
 
 ORIENTATION = 0x0112  # the tag of EXIF
+# description, make, model, software, date, artist, copyright; the folders of the camera and of GPS
+EXIF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, 0x8769, 0x8825)
 
 _pillow_lock = threading.RLock()
 
@@ -131,14 +133,32 @@ def read_metadata(path: str | os.PathLike) -> dict[str, bytes]:
         except Exception as error:
             raise ImageError(f"{path}: {_explain(error, data)}") from error
         with contextlib.suppress(Exception):  # broken metadata raises anything
-            exif = picture.getexif()
-            exif.pop(ORIENTATION, None)
-            if exif:
-                found["exif"] = exif.tobytes()
+            found["exif"] = picture.getexif().tobytes()
         profile = picture.info.get("icc_profile")
         if profile and (picture.mode.startswith(("I", "F")) or _has_16_bits(picture, data)):
             found["icc"] = profile
-    return found
+    kept = _clean_exif(found.pop("exif", b""))
+    return found | ({"exif": kept} if kept else {})
+
+
+def _clean_exif(data: bytes) -> bytes | None:
+    """What is true of the picture at any size and in any format; None if that is nothing.
+
+    Tags of the pixels' layout would override a writer's own, and the orientation is applied.
+    """
+    with _quiet_pillow(), contextlib.suppress(Exception):  # hostile bytes raise anything
+        exif = Image.Exif()
+        exif.load(data)
+        for tag in list(exif):
+            if tag not in EXIF_TAGS:
+                del exif[tag]
+        return exif.tobytes() if exif else None
+    return None
+
+
+def _fits(profile: bytes, channels: int) -> bool:
+    """Whether an ICC profile is of pictures with so many channels: bytes 16 to 19 say its space."""
+    return profile[16:20] == (b"GRAY" if channels == 1 else b"RGB ")
 
 
 def flatten_alpha(
@@ -185,27 +205,37 @@ def write_image(
     Args:
         path: an existing file is replaced.
         image: gray, RGB or RGBA (C = 1, 3, 4), clamped to [0, 1].
-        icc: the color profile of the values; without one they are meant as sRGB.
-        exif: to be stored with them.
+        icc: the color profile of the values; without one they are meant as sRGB. One of another
+            number of channels is left out.
+        exif: of which what is true of any picture is stored with them.
 
     Raises:
         ValueError: if the format is unknown or cannot hold the picture.
         FileNotFoundError, IsADirectoryError, PermissionError: if the file cannot be written.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in WRITABLE:
-        raise ValueError(f"{path}: unknown format {suffix!r}; use one of {', '.join(WRITABLE)}")
-    file_format, options = WRITABLE[suffix]
-    _check_storable(path, image, file_format)
+    check_writable(path, *image.shape)
+    file_format, options = WRITABLE[Path(path).suffix.lower()]
     array = to_8bit(image).permute(1, 2, 0).contiguous().cpu().numpy()
     picture = Image.fromarray(array[:, :, 0] if len(image) == 1 else array)
-    extra = {name: value for name, value in (("icc_profile", icc), ("exif", exif)) if value}
+    kept = _clean_exif(exif) if exif else None
+    extra: dict[str, bytes] = {"exif": kept} if kept else {}
+    if icc and _fits(icc, len(image)):
+        extra["icc_profile"] = icc
     with replace_on_success(path) as partial:
         picture.save(partial, file_format, **options, **extra)
 
 
-def _check_storable(path: str | os.PathLike, image: Tensor, file_format: str) -> None:
-    channels, height, width = image.shape
+def check_writable(path: str | os.PathLike, channels: int, height: int, width: int) -> None:
+    """Raises what `write_image` would raise for the format of a picture of this kind."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in WRITABLE:
+        raise ValueError(f"{path}: unknown format {suffix!r}; use one of {', '.join(WRITABLE)}")
+    _check_storable(path, channels, height, width, WRITABLE[suffix][0])
+
+
+def _check_storable(
+    path: str | os.PathLike, channels: int, height: int, width: int, file_format: str
+) -> None:
     longest = LONGEST_SIDE[file_format]
     if channels not in (1, 3, 4):
         raise ValueError(f"{path}: an image has 1, 3 or 4 channels [C, H, W], this has {channels}")

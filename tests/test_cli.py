@@ -227,7 +227,7 @@ def test_export_and_import_keep_the_gaussians(result, tmp_path):
     torch.testing.assert_close(*means, atol=48 / 4096, rtol=0)  # half floats
 
 
-@pytest.mark.parametrize("command", ["decode", "export", "import"])
+@pytest.mark.parametrize("command", ["decode", "info", "export", "import"])
 def test_wrong_files_are_one_line(command, picture, tmp_path, capsys):
     for source in (picture, tmp_path / "none"):
         output = tmp_path / "out.png"

@@ -79,8 +79,8 @@ class Frame(NamedTuple):
         return payload
 
 
-def frames(data: bytes, *, whole: bool = True) -> list[Frame]:
-    """The chunks of a file, without the one that ends it.
+def frames(data: bytes, *, whole: bool = True) -> tuple[list[Frame], int | None]:
+    """The chunks of a file, without the one that ends it; where that ends, None without it.
 
     Args:
         whole: False takes the whole chunks of a file that ends early.
@@ -99,16 +99,16 @@ def frames(data: bytes, *, whole: bool = True) -> list[Frame]:
         if length > left:
             break
         frame = Frame(kind, at + FRAME.size, length)
-        if kind == END:
+        if kind == END and length == 0:
             frame.payload(data)
-            return found
+            return found, frame.begin + CHECKSUM
         found.append(frame)
         at = frame.begin + length + CHECKSUM
     if whole:
         raise FormatError(f"is damaged: it ends early, after {len(found)} chunks")
-    return found
+    return found, None
 
 
 def unpack(data: bytes, *, whole: bool = True) -> list[Chunk]:
     """All chunks, checked; see `frames`."""
-    return [Chunk(frame.type, frame.payload(data)) for frame in frames(data, whole=whole)]
+    return [Chunk(frame.type, frame.payload(data)) for frame in frames(data, whole=whole)[0]]

@@ -21,12 +21,11 @@ from instantgi.codec.header import (
     pack_blocks,
     side_of_blocks,
 )
-from instantgi.codec.index import GRID, HEAD, PADDING, PER_BYTE, Index, Metadata, software
+from instantgi.codec.index import GRID, HEAD, PADDING, PER_BYTE, Bytes, Index, Metadata, software
 from instantgi.codec.quantize import Quantised
 from instantgi.gaussians import FIELDS, RADIUS, Gaussians, check_size
 from instantgi.render import draw_part
 
-LARGEST_COLOR = 2**30
 GRAY = 0.25  # of colors times size, until colors are known
 
 
@@ -47,9 +46,11 @@ def encode(
     Args:
         height, width: of the picture, in pixels.
         profile: "lossless" keeps every bit of float32; "fast" and "compact" round numbers to the
-            steps and hold them in fixed numbers of bits or entropy coded.
-        steps: of the rounding, by default for as many Gaussians. `encode_image` loses less of a
-            picture at the same size: it fits Gaussians to being rounded.
+            steps, bring means outside of the picture to its border, and hold them in fixed
+            numbers of bits or entropy coded.
+        steps: of the rounding, by default for as many Gaussians; without meaning if lossless.
+            `encode_image` loses less of a picture at the same size: it fits Gaussians to being
+            rounded.
         metadata: by default only the name of this program.
 
     Raises:
@@ -63,6 +64,7 @@ def encode(
             raise ValueError(f"{name} has values that are not finite, which no file holds")
     if profile != "lossless":
         steps = steps or Steps.for_density(len(gaussians) / (height * width))
+        steps.check()
         quantised = quantise(gaussians, height, width, steps)
         return encode_quantised(quantised, height, width, steps, profile, metadata)
     fields = [getattr(gaussians, name).detach().cpu() for name in FIELDS]
@@ -100,6 +102,8 @@ def encode_quantised(
     check_size(height, width)
     num, channels = quantised.colors.shape
     header = Header(profile, channels, height, width, num, steps)
+    everywhere = Block(num, None, (0, 0), header.lattice())
+    _check_numbers(quantised, everywhere, steps, ValueError)
     gaussians = quantize.gaussians_of(quantised, steps)
     return _write(header, quantised.points, gaussians, quantised, metadata)
 
@@ -134,11 +138,22 @@ def _write(
     for i, kind in enumerate(header.kinds()):
         chunks += [Chunk(kind, payloads[i]) for payloads in by_block]
     chunks += (metadata or software()).chunks()
-    data = pack(chunks)
-    if header.num_gaussians > PER_BYTE * len(data):
-        missing = header.num_gaussians // PER_BYTE - len(data)
-        data = pack([chunks[0], Chunk(PADDING, bytes(max(0, missing))), *chunks[1:]])
-    return data
+    missing = _missing(chunks, [len(each) for each in chosen if len(each)], header.kinds()[0])
+    if missing > 0:
+        chunks.insert(1, Chunk(PADDING, bytes(missing)))
+    return pack(chunks)
+
+
+def _missing(chunks: list[Chunk], counts: list[int], first: bytes) -> int:
+    """Bytes by which a beginning of the file is too short for the Gaussians it has."""
+    read, present, missing = 0, 0, 0
+    remaining = iter(counts)
+    for chunk in chunks:
+        read += len(chunk.payload)
+        if chunk.type == first:
+            present += next(remaining)
+            missing = max(missing, -(-present // PER_BYTE) - read)
+    return missing
 
 
 def _box(gaussians: Gaussians) -> list[int]:
@@ -168,7 +183,7 @@ def _encode_block(
 # --- reading -----------------------------------------------------------------------------------
 
 
-def open_file(file: str | os.PathLike | bytes, *, whole: bool = True) -> "File":
+def open_file(file: str | os.PathLike | Bytes, *, whole: bool = True) -> "File":
     """A file of Gaussians, or its bytes; its Gaussians are decoded when they are asked for.
 
     Args:
@@ -181,7 +196,7 @@ def open_file(file: str | os.PathLike | bytes, *, whole: bool = True) -> "File":
     return File(file, whole=whole)
 
 
-def decode(data: bytes, *, whole: bool = True) -> Gaussians:
+def decode(data: Bytes, *, whole: bool = True) -> Gaussians:
     """The Gaussians of a file: float32 on the CPU, the same bits on every machine.
 
     Args:
@@ -210,7 +225,7 @@ class File(Index):
             made = [
                 self._decode_block(i)
                 for i, block in enumerate(self.blocks)
-                if self._planes.get(i) and block.is_seen(part)
+                if self._planes.get(i) and (not self.is_whole or block.is_seen(part))
             ]
         made = made or [Gaussians(*(torch.zeros(0, k) for k in (2, 3, self.channels)))]
         return Gaussians(*(torch.cat([getattr(g, name) for g in made]) for name in FIELDS))
@@ -225,9 +240,17 @@ class File(Index):
         """The picture, or a part (x, y, width, height) of it, at any size; see `draw_part`.
 
         Only blocks that show in the part are decoded.
+
+        Raises:
+            FormatError: if the file is damaged there.
+            ValueError: if a size is not positive, or takes too long to draw.
         """
-        part = crop or (0, 0, self.width, self.height)
-        return draw_part(self.gaussians(crop), part, height or part[3], width or part[2])
+        part = (0, 0, self.width, self.height) if crop is None else tuple(crop)
+        if len(part) != 4 or min(part[2:]) < 1:
+            raise ValueError(f"crop must be (x, y, width, height) of at least a pixel, got {part}")
+        height, width = part[3] if height is None else height, part[2] if width is None else width
+        check_size(height, width)
+        return draw_part(self.gaussians(None if crop is None else part), part, height, width)
 
     def _decode_block(self, i: int) -> Gaussians:
         block, header = self.blocks[i], self.header
@@ -238,7 +261,7 @@ class File(Index):
             quantised = decode_fixed(block.num_gaussians, header.channels, payloads)
         else:
             quantised = decode_planes(block.num_gaussians, header.channels, *block.size, payloads)
-        _check_numbers(quantised, block, header.steps)
+        _check_numbers(quantised, block, header.steps, FormatError)
         quantised = quantised._replace(points=quantised.points + np.array(block.origin))
         if len(payloads) < 3:  # no luma yet
             quantised = quantised._replace(colors=_gray(quantised, header.steps))
@@ -256,17 +279,21 @@ def _lossless(num: int, channels: int, payload: bytes) -> Gaussians:
     return Gaussians(*(torch.from_numpy(np.ascontiguousarray(field)) for field in fields))
 
 
-def _check_numbers(quantised: Quantised, block: Block, steps: Steps) -> None:
-    points, sizes, colors, _ = quantised
+def _check_numbers(
+    quantised: Quantised, block: Block, steps: Steps, error: type[ValueError]
+) -> None:
+    points, sizes, colors, shapes = quantised
     largest = quantize.LARGEST_SIZE * steps.sizes
     inside = (points >= 0).all() and (points < np.array(block.size)).all()
-    if not inside or abs(sizes).max() > largest or abs(colors).max() > LARGEST_COLOR:
-        raise FormatError("is damaged: a position, size or color is out of range")
+    most = max(abs(numbers).max(initial=0) for numbers in (colors, shapes))
+    if not inside or abs(sizes).max(initial=0) > largest or most > quantize.LARGEST:
+        raise error("is damaged: a position, size, color or shape is out of range")
 
 
 def _gray(quantised: Quantised, steps: Steps) -> np.ndarray:
-    """Half of the light, from Gaussians that overlap as they usually do."""
+    """Half of the light and opaque, from Gaussians that overlap as they usually do."""
     colors = np.zeros_like(quantised.colors)
     sizes = quantize.sizes_of(quantised.sizes, steps)
-    colors[:, 0] = np.floor(np.minimum(GRAY * sizes / steps.luma, LARGEST_COLOR))
+    for channel, amount in ((0, GRAY), (3, 2 * GRAY)) if colors.shape[1] == 4 else ((0, GRAY),):
+        colors[:, channel] = np.floor(np.minimum(amount * sizes / steps.luma, quantize.LARGEST))
     return colors

@@ -53,6 +53,15 @@ class Steps:
         for name in ("position", "shape", "luma", "chroma"):  # what a decoder will read
             object.__setattr__(self, name, float(np.float32(getattr(self, name))))
 
+    def check(self, error: type[ValueError] = ValueError) -> None:
+        """Raises an error of this kind for steps that no file holds."""
+        for name, (low, high) in STEP_LIMITS.items():
+            value = getattr(self, name)
+            if not (
+                low <= value <= high and math.isfinite(value) and self.sizes == int(self.sizes)
+            ):
+                raise error(f"holds a step for {name} of {value}, outside {low:g} to {high:g}")
+
     @classmethod
     def for_density(cls, density: float) -> "Steps":
         """What is best for so many Gaussians a pixel, 37 to 41 bits each.
@@ -118,10 +127,8 @@ class Header:
             raise error(f"holds a picture of {width}x{height} pixels in {self.channels} channels")
         if self.num_gaussians > MOST_GAUSSIANS:
             raise error(f"holds {self.num_gaussians} Gaussians, more than {MOST_GAUSSIANS}")
-        for name, (low, high) in STEP_LIMITS.items() if self.steps else ():
-            value = getattr(self.steps, name)
-            if not (low <= value <= high and math.isfinite(value)):
-                raise error(f"holds a step for {name} of {value}, outside {low:g} to {high:g}")
+        if self.steps:
+            self.steps.check(error)
 
     def kinds(self) -> tuple[bytes, ...]:
         """The chunks that each block has, in their order."""
@@ -129,8 +136,12 @@ class Header:
 
     def lattice(self) -> tuple[int, int]:
         """Width and height of the lattice of means; of a lossless file, of the pixels."""
-        step = self.steps.position if self.steps else 1.0
-        return max(1, math.ceil(self.width / step)), max(1, math.ceil(self.height / step))
+        return lattice_size(self.height, self.width, self.steps.position if self.steps else 1.0)
+
+
+def lattice_size(height: int, width: int, step: float) -> tuple[int, int]:
+    """Width and height of a lattice whose points are in the middle of cells of this side."""
+    return max(1, math.ceil(width / step)), max(1, math.ceil(height / step))
 
 
 class Box(NamedTuple):

@@ -13,8 +13,8 @@ from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_
 from instantgi.codec.header import Header, Steps, blocks_of
 
 HEAD, GRID, PADDING = b"HEAD", b"GRID", b"padd"
+PER_BYTE = 2  # Gaussians, at most, of those whose first chunk is there
 METADATA = {"software": b"soft", "recipe": b"recp", "icc": b"icc ", "exif": b"exif"}
-PER_BYTE = 8  # Gaussians of a file, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Metadata:
         software = chunks.get(METADATA["software"])
         recipe = None
         with contextlib.suppress(ValueError, RecursionError):
-            recipe = json.loads(chunks.get(METADATA["recipe"], b"null"))
+            found = json.loads(chunks.get(METADATA["recipe"], b"null"))
+            json.dumps(found, allow_nan=False)
+            recipe = found
         return cls(
             software.decode("utf-8", "replace") if software else None,
             recipe if isinstance(recipe, dict) else None,
@@ -64,6 +66,9 @@ def software() -> Metadata:
     return Metadata(f"instantgi {__version__}")
 
 
+Bytes = bytes | bytearray | memoryview
+
+
 class Index:
     """What a file holds: its header, and where the rest lies.
 
@@ -77,11 +82,13 @@ class Index:
         num_bytes: of the file.
     """
 
-    def __init__(self, file: str | os.PathLike | bytes, *, whole: bool = True):
+    def __init__(self, file: str | os.PathLike | Bytes, *, whole: bool = True):
+        file = bytes(file) if isinstance(file, (bytearray, memoryview)) else file
         self._name = "the file" if isinstance(file, bytes) else str(file)
         self._data = file if isinstance(file, bytes) else _read_bytes(file)
         with self._named():
-            self._frames = frames(self._data, whole=whole)
+            self._frames, end = frames(self._data, whole=whole)
+            self.num_bytes = len(self._data) if end is None else end
             if not self._frames or self._frames[0].type != HEAD:
                 raise FormatError("is damaged: it has no header")
             self.header = Header.unpack(self._frames[0].payload(self._data))
@@ -94,9 +101,9 @@ class Index:
             present = sum(
                 self.blocks[i].num_gaussians for i, found in self._planes.items() if found
             )
-            if present > PER_BYTE * len(self._data):
-                raise FormatError(f"is damaged: {present} Gaussians in {len(self._data)} bytes")
-        self.is_whole = len(needed) == self._num_planes()
+            if present > PER_BYTE * self.num_bytes:  # bounds the memory that decoding takes
+                raise FormatError(f"is damaged: {present} Gaussians in {self.num_bytes} bytes")
+        self.is_whole = end is not None and len(needed) == self._num_planes()
         if whole and not self.is_whole:
             with self._named():
                 raise FormatError(f"is damaged: {len(needed)} of {self._num_planes()} chunks")
@@ -124,10 +131,6 @@ class Index:
     @property
     def steps(self) -> Steps | None:
         return self.header.steps
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self._data)
 
     @functools.cached_property
     def metadata(self) -> Metadata:

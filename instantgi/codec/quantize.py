@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from instantgi.codec.entropy import Ints
-from instantgi.codec.header import Steps, is_chroma
+from instantgi.codec.header import Steps, is_chroma, lattice_size
 from instantgi.gaussians import Gaussians
 
 LARGEST_LEVEL = 24
+LARGEST = 2**29  # of the numbers of channels and shapes, either sign
 LONGEST = 4.0  # half of ln of the ratio of an ellipse's axes, which is at most 3,000 : 1
 LARGEST_SIZE = 40  # octaves, of a deviation over 1 px and under
 LN_2 = 0.6931471805599453
@@ -57,16 +58,9 @@ def with_columns(quantised: Quantised, kind: bytes, numbers: Ints) -> Quantised:
     return quantised._replace(**{{b"POSI": "points", b"SHAP": "shapes"}[kind]: numbers})
 
 
-def lattice_size(height: int, width: int, steps: Steps) -> tuple[int, int]:
-    """Width and height of the lattice; its points are in the middle of its cells."""
-    return max(1, int(np.ceil(width / steps.position))), max(
-        1, int(np.ceil(height / steps.position))
-    )
-
-
 def quantise_means(means: Floats, height: int, width: int, steps: Steps) -> Ints:
     """The lattice points closest to means; of those outside, one on the border."""
-    last = np.array(lattice_size(height, width, steps)) - 1
+    last = np.array(lattice_size(height, width, steps.position)) - 1
     return np.clip(np.floor(means / steps.position), 0, last).astype(np.int64)
 
 
@@ -105,7 +99,7 @@ def sizes_of(sizes: Ints, steps: Steps) -> Floats:
 def quantise_colors(colors: Floats, sizes: Floats, steps: Steps) -> Ints:
     """Colors [N, C] as luma, two of chroma, and the rest; times size, in steps."""
     amounts = to_luma_chroma(colors) * sizes[:, None] / color_steps(colors.shape[1], steps)
-    return np.round(np.clip(amounts, -(2.0**30), 2.0**30)).astype(np.int64)
+    return np.round(np.clip(amounts, -LARGEST, LARGEST)).astype(np.int64)
 
 
 def colors_of(quantised: Ints, sizes: Floats, steps: Steps) -> Floats:
@@ -155,7 +149,7 @@ def shape_steps(levels: Ints, steps: Steps) -> Floats:
 
 def quantise_shapes(shapes: Floats, levels: Ints, steps: Steps) -> Ints:
     numbers = np.round(shapes / shape_steps(levels, steps)[:, None])
-    return np.clip(numbers, -(2.0**30), 2.0**30).astype(np.int64)
+    return np.clip(numbers, -LARGEST, LARGEST).astype(np.int64)
 
 
 def cholesky_of(sizes: Floats, shapes: Ints, levels: Ints, steps: Steps) -> Floats:

@@ -18,10 +18,11 @@ from instantgi.metrics import psnr as psnr_of
 
 # bits of a Gaussian in three channels at the usual steps; lossless: 32 of each number
 BITS = {"compact": 37.0, "fast": 66.0}
-NUMBERS = 7  # of a Gaussian that a common factor of their steps makes cheaper by a bit an octave
+SLOPE = -0.3  # of log2 of the bytes over octaves of the steps, about
 CLOSE_BYTES, CLOSE_DB = 0.01, 0.05  # aimed at while there is time
 PROMISED_BYTES, PROMISED_DB = 0.02, 0.1  # kept even if it takes a little longer
-TRIES = 7
+TRIES = 9
+PERFECT = 100.0  # dB, of a picture without an error
 SHARE = 0.5  # of the time that is left, for a fit; the rest is for quantising it
 
 
@@ -42,6 +43,17 @@ class Target:
     psnr: float | None = None
     iterations: int | None = 600
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        wanted = ("num_gaussians", "bpp", "num_bytes", "psnr")
+        given = [name for name in wanted if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a target is one of {', '.join(wanted)}, got {' and '.join(given)}")
+        for name in (*given, "iterations", "seconds"):
+            value = getattr(self, name)
+            least = 0 if name in ("iterations", "seconds") else 1e-9
+            if value is not None and not least <= value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
 
 
 def encode_image(
@@ -66,7 +78,7 @@ def encode_image(
     encoder = _Encoder(image, target, profile, metadata, on_progress)
     wanted = target.num_bytes
     if target.bpp is not None:
-        wanted = round(target.bpp * image[0].numel() / 8)
+        wanted = max(1, round(target.bpp * image[0].numel() / 8))
     if target.psnr is not None:
         return _of_quality(encoder, target.psnr)
     if wanted is not None:
@@ -96,6 +108,10 @@ class _Encoder:
     def left(self) -> float:
         """Seconds."""
         return (self.target.seconds or math.inf) - (time.perf_counter() - self.began)
+
+    def is_late(self) -> bool:
+        """Twice as long as asked: time to give up."""
+        return self.left() < -(self.target.seconds or math.inf)
 
     def may_try(self) -> bool:
         """Whether there is time for another file like the slowest so far."""
@@ -153,21 +169,25 @@ class _Encoder:
 
 def _of_size(encoder: _Encoder, wanted: int) -> bytes:
     """The number of Gaussians by what they usually cost; then the steps are tuned."""
-    bits = encoder.bits()
-    num, factor, best = encoder.within(8 * wanted / bits), 1.0, b""
+    bits, best = encoder.bits(), b""
+    num, octaves = encoder.within(8 * wanted / bits), 0.0
+    seen: list[_Tried] = []  # steps in octaves, log2 of bytes
     for _ in range(TRIES):
-        data = encoder.encode(num, factor)
+        data = encoder.encode(num, 2**octaves)
         if not best or abs(len(data) - wanted) < abs(len(best) - wanted):
             best = data
         off = len(data) / wanted - 1
-        if abs(off) <= (CLOSE_BYTES if encoder.may_try() else PROMISED_BYTES):
+        if abs(off) <= (CLOSE_BYTES if encoder.may_try() else PROMISED_BYTES) or encoder.is_late():
             break
+        other = num
         if encoder.profile == "lossless":  # all cost the same
-            num = encoder.within(num - 8 * (len(data) - wanted) / bits)
-        elif abs(off) > 0.25:  # another picture than usual: another number
-            num = encoder.within(num / (1 + off))
-        else:
-            factor *= 2 ** (8 * (len(data) - wanted) / num / NUMBERS)
+            other = encoder.within(num - 8 * (len(data) - wanted) / bits)
+        elif abs(off) > 0.15 and not seen:  # another picture than usual: another number
+            other = encoder.within(num / (1 + off))
+        if other == num:
+            seen.append(_Tried(octaves, math.log2(len(data))))
+            octaves = _next(seen, math.log2(wanted), SLOPE)
+        num = other
     if abs(len(best) / wanted - 1) > PROMISED_BYTES:
         height, width = encoder.size
         raise ValueError(
@@ -183,7 +203,8 @@ def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
 
     def level(data: bytes) -> float:
         if data not in tried:
-            tried[data] = psnr_of(open_file(data).render(), encoder.image.cpu())
+            found = psnr_of(open_file(data).render(), encoder.image.cpu())
+            tried[data] = min(found, PERFECT)
         return tried[data]
 
     def count(doublings: float) -> int:
@@ -198,6 +219,8 @@ def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
             seen.append(_Tried(value, level(data)))
             if abs(seen[-1].level - wanted) <= (CLOSE_DB if encoder.may_try() else PROMISED_DB):
                 break
+            if encoder.is_late():
+                break
             value = _next(seen, wanted, slope)
         return seen
 
@@ -207,6 +230,9 @@ def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
     if abs(base.level - wanted) > CLOSE_DB and encoder.profile != "lossless":
         search(0.0, lambda octaves: encoder.encode(count(base.value), 2**octaves), -2.5)
     closest = min(tried, key=lambda data: abs(tried[data] - wanted))
+    fewest = min(tried, key=len)
+    if tried[fewest] > wanted and open_file(fewest).num_gaussians <= 2:
+        return fewest  # no file of this picture is as bad as that
     if abs(tried[closest] - wanted) > PROMISED_DB:
         raise ValueError(
             f"{wanted} dB cannot be reached for this picture, the closest is "
@@ -217,14 +243,14 @@ def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
 
 class _Tried(NamedTuple):
     value: float
-    level: float  # dB
+    level: float  # what it gave
 
 
 def _next(seen: list[_Tried], wanted: float, slope: float) -> float:
     """What to try after these: between the closest two around the wanted level, or further on.
 
     Args:
-        slope: dB per unit of value, about; as long as all lie on one side steps grow.
+        slope: of the level over the value, about; as long as all lie on one side steps grow.
     """
     below = [each for each in seen if each.level < wanted]
     above = [each for each in seen if each.level >= wanted]

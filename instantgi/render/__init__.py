@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians, check_size
+from instantgi.gaussians import RADIUS, Gaussians, check_size
 from instantgi.render.ops import rasterize_sum
 from instantgi.render.reference import published_tile_limits, rasterize_reference
 
 __all__ = ["draw_part", "rasterize", "rasterize_reference"]
 
 MAX_SAMPLES = 150_000_000  # of a picture whose pixels are means of several
+MAX_PAIRS = 2e11  # of a Gaussian and a pixel that it may reach: minutes
 
 
 def rasterize(
@@ -70,7 +71,7 @@ def draw_part(
     Where that is smaller, a pixel is the mean of several samples: one would miss what lies between.
 
     Raises:
-        ValueError: if the samples would be more than 150 million.
+        ValueError: if the samples would be more than 150 million, or what they take minutes.
     """
     left, top, part_width, part_height = part
     samples = [
@@ -83,6 +84,14 @@ def draw_part(
             f"{width}x{height} pixels would take {fine_width * fine_height} samples, more than "
             f"{MAX_SAMPLES}; choose a smaller size or part"
         )
+    scale = (fine_width / part_width, fine_height / part_height)
+    moved = gaussians.translated(-left, -top).scaled(*scale)
+    pairs = _count_pairs(moved, fine_height, fine_width)
+    if pairs > MAX_PAIRS:
+        raise ValueError(
+            f"{width}x{height} pixels would take {pairs:.1e} Gaussians at pixels, more than "
+            f"{MAX_PAIRS:.0e}; choose a smaller size or part"
+        )
     picture = rasterize(
         gaussians,
         fine_height,
@@ -93,3 +102,15 @@ def draw_part(
     if samples == [1, 1]:
         return picture
     return torch.nn.functional.avg_pool2d(picture[None], (samples[1], samples[0]))[0]
+
+
+def _count_pairs(gaussians: Gaussians, height: int, width: int) -> float:
+    """Pixels in the boxes around the ellipses, those of all Gaussians together."""
+    means, cholesky = gaussians.means.detach().double(), gaussians.cholesky.detach().double()
+    reach = RADIUS * torch.stack([cholesky[:, 0].abs(), cholesky[:, 1:].norm(dim=1)], 1)
+    size = means.new_tensor([width, height])
+    zero = torch.zeros_like(size)
+    sides = (means + reach).minimum(size).maximum(zero) - (means - reach).maximum(zero).minimum(
+        size
+    )
+    return float(sides.prod(1).sum())
