@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import io
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -184,8 +186,9 @@ def run_rate_distortion(
     for name in names:
         if name != OURS and name not in others:
             raise ValueError(f"codec must be one of {OURS}, {', '.join(others)}, got {name!r}")
-        if name != OURS and importlib.util.find_spec(others[name].needs) is None:
-            raise ValueError(f"{name} needs {others[name].needs}: pip install 'instantgi[bench]'")
+        _check_installed(name, others[name].needs if name in others else "matplotlib")
+    _check_installed("a plot", "matplotlib")
+    _check_installed("BD-rate", "scipy")
     folder.mkdir(parents=True, exist_ok=True)
     effort: dict[str, dict[str, Any]] = dict.fromkeys(names, {})
     effort[OURS] = {"iterations": iterations, "seconds": seconds}
@@ -199,15 +202,22 @@ def run_rate_distortion(
         for setting in settings[name]
     ]
     for path, name, setting, limits in with_bar(wanted, quiet, "files"):
-        key = (path.name, name, setting, json.dumps(limits))
+        key = (digest(path), name, setting, json.dumps(limits))
         if key in made:
             continue
         target = Target(bpp=setting, **limits) if name == OURS else None
-        row = {"image": path.name, "codec": name, "setting": setting, "effort": limits}
-        row |= _measure(path, others.get(name), setting, target)
+        row = {"image": path.name, "picture": digest(path), "codec": name, "setting": setting}
+        try:
+            row |= {"effort": limits} | _measure(path, others.get(name), setting, target)
+        except ValueError as error:  # a rate that this picture cannot have
+            warnings.warn(f"{path.name}, {name}: {error}", stacklevel=2)
+            continue
         made[key] = row | provenance()
         _write(folder / ROWS, _as_json(list(made.values())))
-    chosen = [made[path.name, name, setting, json.dumps(e)] for path, name, setting, e in wanted]
+    keys = [(digest(path), name, setting, json.dumps(e)) for path, name, setting, e in wanted]
+    chosen = [made[key] for key in keys if key in made]
+    if not chosen:
+        raise ValueError(f"{folder}: no file could be made of these pictures at these rates")
     for name in names:
         described = (
             others[name].description if name in others else f"files of Gaussians, {effort[OURS]}"
@@ -221,8 +231,23 @@ def run_rate_distortion(
     return table
 
 
+def _check_installed(name: str, module: str) -> None:
+    from PIL import Image
+
+    Image.init()
+    is_there = importlib.util.find_spec(module) is not None
+    if not is_there or (name.upper() in ("AVIF", "WEBP") and name.upper() not in Image.SAVE):
+        raise ValueError(f"{name} needs {module}: pip install -U pillow 'instantgi[bench]'")
+
+
 def _key(row: dict[str, Any]) -> tuple[str, str, float, str]:
-    return row["image"], row["codec"], float(row["setting"]), json.dumps(row["effort"])
+    return row["picture"], row["codec"], float(row["setting"]), json.dumps(row["effort"])
+
+
+@functools.cache
+def digest(path: Path) -> str:
+    """Of the picture's file: another one of the same name has rows of its own."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1)
@@ -313,8 +338,10 @@ def curves(rows: list[dict[str, Any]], codec: str) -> dict[str, list[tuple[float
 
 
 def quality_at(points: list[tuple[float, float]], rate: float) -> float:
-    """dB, interpolated over the logarithm of the rate; held at the ends of the curve."""
+    """dB, interpolated over the logarithm of the rate; nan outside of the curve, but for 5 %."""
     rates, levels = zip(*points, strict=True)
+    if not rates[0] / 1.05 <= rate <= rates[-1] * 1.05:
+        return math.nan
     return float(np.interp(math.log(rate), np.log(rates), levels))
 
 
@@ -343,7 +370,15 @@ def bd_rate(anchor: list[tuple[float, float]], points: list[tuple[float, float]]
 
 
 def markdown(rows: list[dict[str, Any]], rates: Sequence[float]) -> str:
-    """PSNR at the rates, BD-rate against JPEG and seconds, a line for each codec."""
+    """PSNR at the rates, BD-rate against JPEG and seconds, a line for each codec.
+
+    A dash is where a picture's curve does not reach. Rates of GaussianImage are also those that
+    its authors count, without headers, with fixed lengths and with entropy coding.
+    """
+    for count in ("bpp_counted", "bpp_counted_entropy"):
+        again = [row for row in rows if count in row and row["codec"] == PUBLISHED]
+        label = f"{PUBLISHED}, {count.replace('_', ' ')}"
+        rows = [*rows, *(row | {"codec": label, "bpp": row[count]} for row in again)]
     names = list(dict.fromkeys(row["codec"] for row in rows))
     anchors = curves(rows, ANCHOR)
     head = ["codec", *(f"dB at {rate:g} bpp" for rate in rates), "BD-rate against JPEG"]
@@ -354,7 +389,8 @@ def markdown(rows: list[dict[str, Any]], rates: Sequence[float]) -> str:
         cells = [name]
         for rate in rates:
             levels = [quality_at(points, rate) for points in each.values()]
-            cells.append(f"{mean(levels):.2f}" if levels else "-")
+            level = mean(levels) if levels else math.nan
+            cells.append("-" if math.isnan(level) else f"{level:.2f}")
         shares = [bd_rate(anchors[image], each[image]) for image in each if image in anchors]
         known = [share for share in shares if share is not None]
         cells.append(f"{100 * mean(known):+.1f} %" if known else "-")

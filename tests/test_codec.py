@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import math
@@ -794,6 +795,7 @@ def test_metadata_goes_from_picture_to_picture(tmp_path):
 
 def test_the_profile_of_16_bit_pictures_is_kept(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile[:16] + b"GRAY" + profile[20:]
     gray = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50) * 20
     Image.fromarray(gray).save(tmp_path / "deep.png", icc_profile=profile)
     output = tmp_path / "deep.gi"
@@ -872,3 +874,134 @@ def test_price_of_bits_is_the_gradient_of_its_definition():
         price = price + 4 * counts * math.pi * step**2 / 12 * nats.sum()
     price.backward()
     assert_close(difference.double(), colors.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_exif_of_another_layout_does_not_spoil_a_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E], exif[256], exif[257], exif[258], exif[273] = "a wheel", 7, 8, 16, 9
+    gaussians = random_gaussians(20, 30, 40)
+    for number, kept in enumerate(
+        (exif.tobytes(), b"garbage", b"Exif\0\0II", b"Exif\0\0" + b"I" * 99)
+    ):
+        source, drawn = tmp_path / "x.gi", tmp_path / "x.tif"
+        source.write_bytes(encode(gaussians, 30, 40, metadata=Metadata(exif=kept)))
+        assert main(["decode", str(source), "-o", str(drawn), "--scale", "2"]) == 0
+        with Image.open(drawn) as shown:
+            assert shown.size == (80, 60) and shown.getexif().get(273) != 9
+            assert (shown.getexif().get(0x010E) == "a wheel") == (number == 0)
+
+
+def test_a_profile_of_another_kind_of_picture_is_left_out(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for channels, icc in ((1, profile), (3, b"x" * 16 + b"GRAY"), (3, b"")):
+        data = encode(
+            random_gaussians(9, 8, 8, channels=channels), 8, 8, metadata=Metadata(icc=icc)
+        )
+        (tmp_path / "x.gi").write_bytes(data)
+        assert main(["decode", str(tmp_path / "x.gi"), "-o", str(tmp_path / "x.png")]) == 0
+        with Image.open(tmp_path / "x.png") as shown:
+            assert "icc_profile" not in shown.info
+
+
+def test_info_prints_no_line_of_a_stranger(tmp_path, capsys):
+    evil = Metadata("evil\x1b[31m\nprofile: lossless", {"a": "\ud800", "b": "\n"})
+    chunks = [c for c in unpack(small_file()) if c.type != b"soft"] + evil.chunks()
+    path = tmp_path / "x.gi"
+    for extra in ([], [Chunk(b"recp", b'{"a": 1e999}')], [Chunk(b"recp", b'{"a": NaN}')]):
+        path.write_bytes(pack([*chunks, *extra]))
+        assert main(["info", str(path)]) == 0
+        out = capsys.readouterr().out
+        assert "\x1b" not in out and len(out.splitlines()) == 13
+        assert main(["info", str(path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert (found["recipe"] is None) == bool(extra)
+
+
+@pytest.mark.parametrize("name", ["scene.png", "copy.png", "x.jpg"])
+def test_a_picture_is_not_overwritten_by_a_file(encoded_file, tmp_path, capsys, name):
+    before = (tmp_path / "scene.png").read_bytes()
+    words = ["encode", str(tmp_path / "scene.png"), "-o", str(tmp_path / name)]
+    assert main([*words, "--iterations", "1"]) == 1
+    assert "names a picture; files of Gaussians end in .gi" in capsys.readouterr().err
+    assert (tmp_path / "scene.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [["--bpp", "0.3"], ["--psnr", "40"], ["--bytes", "200"], []])
+def test_the_smallest_picture_is_encoded_or_refused(tmp_path, options, capsys):
+    write_image(tmp_path / "dot.png", torch.full((3, 1, 1), 0.5))
+    words = ["encode", str(tmp_path / "dot.png"), "-o", str(tmp_path / "x.gi"), "--iterations", "5"]
+    code = main([*words, *options])
+    error = capsys.readouterr().err
+    assert (code == 0) != error.startswith("error: ") and error.count("\n") <= 1
+    if options[:1] in ([], ["--psnr"]):
+        assert code == 0
+
+
+def test_a_picture_easier_than_asked_gets_the_smallest_file():
+    data = encode_image(torch.zeros(3, 30, 40), Target(psnr=40.0, iterations=5))
+    assert open_file(data).num_gaussians <= 2
+
+
+@pytest.mark.parametrize(
+    "values", [{"bpp": 1.0, "psnr": 30.0}, {"bpp": -1.0}, {"num_bytes": 0}, {"seconds": -1.0}]
+)
+def test_targets_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match="a target is one of|must be a positive number"):
+        Target(**values)
+
+
+def test_what_a_reader_would_refuse_is_not_written():
+    steps = Steps(0.5, 4, 0.05, 0.05, 0.05)
+    good = quantise(random_gaussians(5, 8, 8), 8, 8, steps)
+    for bad in (
+        good._replace(points=good.points + 100),
+        good._replace(sizes=good.sizes + 1000),
+        good._replace(colors=good.colors + 2**30),
+        good._replace(shapes=good.shapes + 2**30),
+    ):
+        for profile in ("fast", "compact"):
+            with pytest.raises(ValueError, match="is out of range"):
+                encode_quantised(bad, 8, 8, steps, profile)
+    with pytest.raises(ValueError, match="step for sizes of 0"):
+        encode(random_gaussians(5, 8, 8), 8, 8, steps=Steps(0.5, 0, 1, 1, 1))
+
+
+def test_enormous_numbers_come_back():
+    gaussians = random_gaussians(300, 50, 50)
+    gaussians.cholesky[:] = torch.tensor([1000.0, 0.0, 1000.0])
+    gaussians.colors[:200], gaussians.colors[200:] = -1e9, 1e9
+    for profile in PROFILES:
+        assert decode(encode(gaussians, 50, 50, profile=profile)).colors.abs().min() > 0
+
+
+def test_sizes_that_make_no_sense_are_refused():
+    file = open_file(bytearray(small_file()))
+    for size, crop in (
+        ((0, 5), None),
+        ((5, -1), None),
+        ((5, 5), (0, 0, 0, 5)),
+    ):
+        with pytest.raises(ValueError, match="at least"):
+            file.render(*size, crop=crop)
+
+
+def test_drawing_takes_a_bounded_time():
+    one = Gaussians(torch.zeros(1, 2), torch.tensor([[1e6, 0.0, 1e6]]), torch.ones(1, 3))
+    many = one.map(lambda field: field.expand(100_000, -1))
+    file = open_file(encode(many, 100, 100, profile="lossless"))
+    with pytest.raises(ValueError, match="would take .* Gaussians at pixels"):
+        file.render(2000, 2000)
+
+
+def test_a_coarser_picture_is_opaque_and_the_same_in_parts(blocked):
+    colors = torch.full((40, 4), 0.5)
+    gaussians = dataclasses.replace(random_gaussians(40, 30, 30, channels=4), colors=colors)
+    data = encode(gaussians, 30, 30)
+    first = [frame for frame in open_file(data)._frames if frame.type == b"POSI"][0]
+    part = open_file(data[: first.begin + first.length + 4], whole=False)
+    assert part.render()[3].max() > 0.5
+    _, file = blocked
+    for frame in file._frames[20::15]:
+        coarse = open_file(file._data[: frame.begin + frame.length + 4], whole=False)
+        whole = coarse.render()[:, 20:50, 30:70]
+        assert_close(coarse.render(crop=(30, 20, 40, 30)), whole, rtol=0, atol=1e-5)

@@ -110,11 +110,19 @@ def test_bd_rate_is_the_share_of_bytes_saved():
 def test_quality_is_interpolated_over_the_logarithm():
     points = [(0.1, 20.0), (0.4, 30.0)]
     assert quality_at(points, 0.2) == pytest.approx(25)
-    assert (quality_at(points, 0.01), quality_at(points, 9)) == (20, 30)
+    assert quality_at(points, 0.098) == 20 and quality_at(points, 0.41) == 30
+    assert math.isnan(quality_at(points, 0.05)) and math.isnan(quality_at(points, 1))
 
 
 def test_missing_scores_do_not_count():
-    row = {"image": "a", "codec": "jpeg", "setting": 1.0, "bpp": 1.0, "ms_ssim": None}
+    row = {
+        "image": "a",
+        "picture": "1",
+        "codec": "jpeg",
+        "setting": 1.0,
+        "bpp": 1.0,
+        "ms_ssim": None,
+    }
     row |= {"bytes": 5, "encoding_time": 1.0, "decoding_time": 1.0}
     rows = [row | {"psnr": 30.0}, row | {"image": "b", "psnr": None}]
     assert compressai(rows, "jpeg", "")["results"]["psnr-rgb"] == [30.0]
@@ -127,7 +135,7 @@ def test_wrong_codecs_and_folders_are_one_line(pictures, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: codec must be one of instantgi, jpeg, ")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(pictures, "--codecs", "jpegxl") == 1
-    assert "jpegxl needs imagecodecs: pip install 'instantgi[bench]'" in capsys.readouterr().err
+    assert "jpegxl needs imagecodecs: pip install -U" in capsys.readouterr().err
     monkeypatch.undo()
     folder = pictures.parent / "rd"
     folder.mkdir(exist_ok=True)
@@ -206,3 +214,37 @@ def test_published_quantiser_has_the_gradient_of_its_definition():
         left = left - nearest
     loss.backward()
     torch.testing.assert_close(colors, leaf.grad)
+
+
+def test_rates_that_cannot_be_reached_are_left_out(pictures, capsys):
+    more = ("--codecs", "instantgi,jpeg", "--bpp", "0.02,4", "--iterations", "5", "--limit", "1")
+    assert run(pictures, *more) == 0
+    shown = capsys.readouterr()
+    assert "warning: L.png, instantgi: 6 bytes cannot be reached" in shown.err
+    assert "| instantgi | - | " in shown.out
+
+
+def test_another_picture_of_the_same_name_is_measured_again(pictures):
+    more = ("--codecs", "jpeg", "--bpp", "1", "--limit", "1")
+    assert run(pictures, *more) == 0
+    (pictures / "L.png").write_bytes((pictures / "RGB.png").read_bytes())
+    rate_distortion.digest.cache_clear()
+    rate_distortion._read.cache_clear()
+    assert run(pictures, *more) == 0
+    rows = json.loads((pictures.parent / "rd" / "results.json").read_text())["rows"]
+    assert len(rows) == 2 * len(codecs()["jpeg"].settings)
+    assert len({row["picture"] for row in rows}) == 2
+
+
+def test_counted_rates_of_the_published_codec_are_lines_of_their_own():
+    row = {"image": "a", "picture": "1", "codec": "gaussianimage", "ms_ssim": None, "bytes": 5}
+    row |= {"encoding_time": 1.0, "decoding_time": 1.0}
+    rates = {"bpp": 0.5, "bpp_counted": 0.4, "bpp_counted_entropy": 0.3}
+    rows = [
+        row | {"setting": s, "psnr": 20.0 + s} | {k: s * v for k, v in rates.items()}
+        for s in (1, 2)
+    ]
+    table = markdown(rows, [0.45, 0.6, 0.75])
+    assert "| gaussianimage | - | 21.26 | 21.58 |" in table
+    assert "| gaussianimage, bpp counted | 21.17 | 21.58 | 21.91 |" in table
+    assert "| gaussianimage, bpp counted entropy | 21.58 | 22.00 | - |" in table

@@ -40,6 +40,8 @@ def small(words: list[str]) -> list[str]:
     ]
     if words[0] in ("infer", "fit") and "--iterations" not in words and "--seconds" not in words:
         replaced += ["--iterations", "2"]
+    if words[:2] == ["bench", "rd"]:
+        replaced += ["--iterations", "2", "--codecs", "instantgi,jpeg", "--bpp", "0.3"]
     return replaced
 
 

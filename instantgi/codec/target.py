@@ -87,7 +87,7 @@ def encode_image(
 
 
 class _Encoder:
-    """Files of a picture by their number of Gaussians and a factor of the usual steps."""
+    """Files of a picture by their number of Gaussians and how coarse their steps are."""
 
     def __init__(
         self,
@@ -125,12 +125,15 @@ class _Encoder:
         numbers = 5 + len(self.image)
         return BITS[self.profile] * numbers / 8 if self.profile in BITS else 32.0 * numbers
 
-    def encode(self, num: int, factor: float = 1.0) -> bytes:
+    def encode(self, num: int, octaves: float = 0.0) -> bytes:
+        """With so many Gaussians and steps so many octaves above the usual ones."""
         gaussians, (height, width) = self._fit(num), self.size
         if self.profile == "lossless":
             return encode(gaussians, height, width, profile="lossless", metadata=self.metadata)
         began = time.perf_counter()
-        steps = Steps.for_density(num / math.prod(self.size)).scaled(factor)
+        steps = Steps.for_density(num / math.prod(self.size)).scaled(
+            2 ** min(max(octaves, -20.0), 20.0)
+        )
         if self.target.num_gaussians is None:
             gaussians = worth_their_bits(gaussians, steps)
         quantised = fit_quantised(self.image, gaussians, steps, self._refits())
@@ -173,7 +176,7 @@ def _of_size(encoder: _Encoder, wanted: int) -> bytes:
     num, octaves = encoder.within(8 * wanted / bits), 0.0
     seen: list[_Tried] = []  # steps in octaves, log2 of bytes
     for _ in range(TRIES):
-        data = encoder.encode(num, 2**octaves)
+        data = encoder.encode(num, octaves)
         if not best or abs(len(data) - wanted) < abs(len(best) - wanted):
             best = data
         off = len(data) / wanted - 1
@@ -228,11 +231,12 @@ def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
     # what is too good can be made worse by larger steps; too few Gaussians stay too few
     base = min(seen, key=lambda each: (each.level < wanted, abs(each.level - wanted)))
     if abs(base.level - wanted) > CLOSE_DB and encoder.profile != "lossless":
-        search(0.0, lambda octaves: encoder.encode(count(base.value), 2**octaves), -2.5)
+        search(0.0, lambda octaves: encoder.encode(count(base.value), octaves), -2.5)
     closest = min(tried, key=lambda data: abs(tried[data] - wanted))
-    fewest = min(tried, key=len)
-    if tried[fewest] > wanted and open_file(fewest).num_gaussians <= 2:
-        return fewest  # no file of this picture is as bad as that
+    smallest = min((data for data in tried if tried[data] >= wanted), key=len, default=None)
+    if abs(tried[closest] - wanted) > PROMISED_DB and smallest:
+        if open_file(smallest).num_gaussians <= 2:
+            return smallest  # hardly a file of this picture is as bad as that
     if abs(tried[closest] - wanted) > PROMISED_DB:
         raise ValueError(
             f"{wanted} dB cannot be reached for this picture, the closest is "
