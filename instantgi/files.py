@@ -1,10 +1,26 @@
-"""Writes files whole or not at all."""
+"""Reads files, and writes them whole or not at all."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def read_bytes(path: str | os.PathLike, kind: str) -> bytes:
+    """The bytes of a file; `kind` is what it is meant to be, for the errors.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path}: is a folder; name the {kind}s in it") from None
+    except PermissionError:
+        raise PermissionError(f"{path}: no permission to read this file") from None
 
 
 @contextmanager

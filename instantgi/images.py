@@ -30,7 +30,7 @@ from PIL.TiffImagePlugin import (
 )
 from torch import Tensor
 
-from instantgi.files import replace_on_success
+from instantgi.files import read_bytes, replace_on_success
 
 # Raster formats only: EPS, for one, would be handed to Ghostscript, a program interpreter. TGA has
 # no signature of its own, so it is tried last.
@@ -101,7 +101,7 @@ def read_image(
         ImageError: if the file is not a picture, damaged, or too large.
         FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path, "picture")
     try:
         with _quiet_pillow():
             samples = _decode(data, max_pixels)
@@ -125,7 +125,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, bytes]:
         ImageError: if the file is not a picture.
         FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path, "picture")
     found: dict[str, bytes] = {}
     with _quiet_pillow():
         try:
@@ -252,17 +252,6 @@ def _parse_color(name: str) -> Tensor:
         return torch.tensor(ImageColor.getrgb(name)[:3]) / 255
     except ValueError:
         raise ValueError(f"background must be like white or #ff8800, got {name!r}") from None
-
-
-def _read_bytes(path: str | os.PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise IsADirectoryError(f"{path}: is a folder; name the pictures in it") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: no permission to read this file") from None
 
 
 @contextlib.contextmanager

@@ -6,11 +6,11 @@ import functools
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
 from instantgi.codec.header import Header, Steps, blocks_of
+from instantgi.files import read_bytes
 
 HEAD, GRID, PADDING = b"HEAD", b"GRID", b"padd"
 PER_BYTE = 2  # Gaussians, at most, of those whose first chunk is there
@@ -85,7 +85,7 @@ class Index:
     def __init__(self, file: str | os.PathLike | Bytes, *, whole: bool = True):
         file = bytes(file) if isinstance(file, (bytearray, memoryview)) else file
         self._name = "the file" if isinstance(file, bytes) else str(file)
-        self._data = file if isinstance(file, bytes) else _read_bytes(file)
+        self._data = file if isinstance(file, bytes) else read_bytes(file, "file")
         with self._named():
             self._frames, end = frames(self._data, whole=whole)
             self.num_bytes = len(self._data) if end is None else end
@@ -177,14 +177,3 @@ class Index:
                 )
             planes[i].append(frame)
         return planes
-
-
-def _read_bytes(path: str | os.PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise IsADirectoryError(f"{path}: is a folder; name the file in it") from None
-    except PermissionError:
-        raise PermissionError(f"{path}: no permission to read this file") from None
