@@ -186,7 +186,8 @@ def run_rate_distortion(
     for name in names:
         if name != OURS and name not in others:
             raise ValueError(f"codec must be one of {OURS}, {', '.join(others)}, got {name!r}")
-        _check_installed(name, others[name].needs if name in others else "matplotlib")
+        if name != OURS:
+            _check_installed(name, others[name].needs)
     _check_installed("a plot", "matplotlib")
     _check_installed("BD-rate", "scipy")
     folder.mkdir(parents=True, exist_ok=True)
@@ -237,7 +238,7 @@ def _check_installed(name: str, module: str) -> None:
     Image.init()
     is_there = importlib.util.find_spec(module) is not None
     if not is_there or (name.upper() in ("AVIF", "WEBP") and name.upper() not in Image.SAVE):
-        raise ValueError(f"{name} needs {module}: pip install -U pillow 'instantgi[bench]'")
+        raise ValueError(f"{name} needs {module}: pip install -U 'instantgi[bench]'")
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, float, str]:

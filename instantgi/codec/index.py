@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
-from instantgi.codec.header import Header, Steps, blocks_of
+from instantgi.codec.header import Header, blocks_of
 from instantgi.files import read_bytes
 
 HEAD, GRID, PADDING = b"HEAD", b"GRID", b"padd"
@@ -91,7 +91,10 @@ class Index:
             self.num_bytes = len(self._data) if end is None else end
             if not self._frames or self._frames[0].type != HEAD:
                 raise FormatError("is damaged: it has no header")
-            self.header = Header.unpack(self._frames[0].payload(self._data))
+            self.header = header = Header.unpack(self._frames[0].payload(self._data))
+            self.profile, self.steps = header.profile, header.steps
+            self.height, self.width = header.height, header.width
+            self.channels, self.num_gaussians = header.channels, header.num_gaussians
             needed = [frame for frame in self._frames[1:] if not may_be_skipped(frame.type)]
             grid = None
             if needed and needed[0].type == GRID:
@@ -107,30 +110,6 @@ class Index:
         if whole and not self.is_whole:
             with self._named():
                 raise FormatError(f"is damaged: {len(needed)} of {self._num_planes()} chunks")
-
-    @property
-    def profile(self) -> str:
-        return self.header.profile
-
-    @property
-    def height(self) -> int:
-        return self.header.height
-
-    @property
-    def width(self) -> int:
-        return self.header.width
-
-    @property
-    def channels(self) -> int:
-        return self.header.channels
-
-    @property
-    def num_gaussians(self) -> int:
-        return self.header.num_gaussians
-
-    @property
-    def steps(self) -> Steps | None:
-        return self.header.steps
 
     @functools.cached_property
     def metadata(self) -> Metadata:
