@@ -5,6 +5,7 @@ Pictures are [C, H, W] in [0, 1], any number of channels; a mean over channels i
 
 import functools
 import math
+import types
 import warnings
 
 import torch
@@ -19,6 +20,8 @@ WINDOW_TAPS, WINDOW_SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2  # (K L)² with range L = 1
 # Wang, Simoncelli, Bovik, "Multiscale structural similarity", 2003, section 3.2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+LPIPS_SIDE = 31  # pixels that leave AlexNet's last layer one
+PIXELS_PER_DEGREE = 3840 * math.pi / 180  # 67.02: a 4K screen, seen from as far as it is wide
 
 
 def psnr(
@@ -89,15 +92,43 @@ def lpips(
     Raises:
         ImportError: if the package is not installed.
         RuntimeError: if its network is not on this machine and cannot be downloaded.
-        ValueError: if the pictures have opacity.
+        ValueError: if the pictures have opacity, or a side below 31 pixels.
     """
     _check_pair(image, target)
-    if len(image) not in (1, 3):
-        raise ValueError(f"LPIPS compares gray or RGB, got C = {len(image)}; use flatten_alpha")
+    pair = [_as_rgb(picture, "LPIPS").float()[None] for picture in (image, target)]
+    height, width = image.shape[1:]
+    if min(height, width) < LPIPS_SIDE:
+        raise ValueError(f"LPIPS needs {LPIPS_SIDE} pixels on each side, got {height}x{width}")
     network = _lpips_network().to(image.device)
-    pair = [picture.float().expand(3, -1, -1)[None] for picture in (image, target)]
     with torch.no_grad():
         return network(*pair, normalize=True).item()
+
+
+def flip(
+    image: Float[Tensor, "channels height width"], target: Float[Tensor, "channels height width"]
+) -> float:
+    """Difference seen when the two alternate, LDR-FLIP: 0 for equal pictures, at most 1. Symmetric.
+
+    FLIP = mean over pixels of ΔE_c^(1 - ΔE_f), ΔE_c being the difference in color after the blur of
+    the eye, ΔE_f that in edges and points (Andersson et al., "FLIP: a difference evaluator for
+    alternating images", 2020), computed by NVIDIA's package `flip-evaluator` for 67.02 pixels per
+    degree. The values are taken as sRGB and clamped to [0, 1], gray as RGB.
+
+    Raises:
+        ImportError: if the package is not installed.
+        ValueError: if the pictures have opacity, or a value is NaN.
+    """
+    _check_pair(image, target)
+    pair = [_as_rgb(picture, "FLIP").detach().cpu().clamp(0, 1) for picture in (target, image)]
+    if any(picture.isnan().any() for picture in pair):
+        raise ValueError("a picture holds NaN, which FLIP would take for black")
+    arrays = [picture.permute(1, 2, 0).float().contiguous().numpy() for picture in pair]
+    parameters = {"ppd": PIXELS_PER_DEGREE}
+    errors, *_ = _flip_evaluator().evaluate(
+        *arrays, "LDR", applyMagma=False, computeMeanError=False, parameters=parameters
+    )
+    # the package's own mean is a sum in float32, off by up to 1% on a picture of a megapixel
+    return errors.mean(dtype="float64").item()
 
 
 def bits_per_pixel(num_bytes: int, height: int, width: int) -> float:
@@ -111,6 +142,13 @@ def _check_pair(image: Tensor, target: Tensor) -> None:
         raise ValueError(f"image and target must have the same shape, got {shapes}")
     if image.numel() == 0:
         raise ValueError(f"an image of shape {list(image.shape)} has no pixels to compare")
+
+
+def _as_rgb(picture: Tensor, measure: str) -> Tensor:
+    if len(picture) not in (1, 3):
+        channels = len(picture)
+        raise ValueError(f"{measure} compares gray or RGB, got C = {channels}; use flatten_alpha")
+    return picture.expand(3, -1, -1)
 
 
 def _multiscale_similarity(image: Tensor, target: Tensor) -> Tensor:
@@ -169,7 +207,7 @@ def _lpips_network() -> torch.nn.Module:
     try:
         import lpips as package  # pyright: ignore[reportMissingImports]: an extra
     except ImportError as error:
-        raise ImportError('LPIPS needs a package: pip install "instantgi[lpips]"') from error
+        raise ImportError('LPIPS needs a package: pip install "instantgi[metrics]"') from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torchvision, about how lpips names the weights
@@ -179,3 +217,11 @@ def _lpips_network() -> torch.nn.Module:
             f"LPIPS needs the weights of AlexNet from torchvision, which did not load ({error}); "
             "connect to the internet once, or leave LPIPS out"
         ) from error
+
+
+def _flip_evaluator() -> types.ModuleType:
+    try:
+        import flip_evaluator
+    except ImportError as error:
+        raise ImportError('FLIP needs a package: pip install "instantgi[metrics]"') from error
+    return flip_evaluator

@@ -4,7 +4,7 @@ import sys
 # what has no place in a program that only draws: each costs a second or is large
 FORBIDDEN = (
     "lightning pytorch_lightning scipy torchvision timm huggingface_hub cv2 matplotlib lpips "
-    "cuda.core hatchling"
+    "flip_evaluator cuda.core hatchling"
 )
 
 

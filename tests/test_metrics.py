@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch.testing import assert_close
 
-from instantgi.metrics import bits_per_pixel, lpips, ms_ssim, psnr, psnr_from_mse, ssim
+from instantgi.metrics import bits_per_pixel, flip, lpips, ms_ssim, psnr, psnr_from_mse, ssim
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
@@ -167,7 +167,7 @@ def test_similarity_has_the_gradient_of_finite_differences(measure):
     assert_close((image.grad * direction).sum(), difference, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("measure", [psnr, ssim, ms_ssim, lpips])
+@pytest.mark.parametrize("measure", [psnr, ssim, ms_ssim, lpips, flip])
 def test_shapes_must_agree_and_hold_pixels(measure):
     measure = inspect.unwrap(measure)  # without the check of shapes that tests add
     with pytest.raises(ValueError, match=r"same shape, got \[3, 4, 5\] and \[1, 4, 5\]"):
@@ -176,7 +176,7 @@ def test_shapes_must_agree_and_hold_pixels(measure):
         measure(torch.zeros(3, 0, 5), torch.zeros(3, 0, 5))
 
 
-# --- LPIPS, bits
+# --- LPIPS
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def fresh_lpips(monkeypatch):
 
 def test_lpips_without_its_package_says_how_to_install_it(fresh_lpips):
     fresh_lpips(None)
-    with pytest.raises(ImportError, match=r'pip install "instantgi\[lpips\]"'):
+    with pytest.raises(ImportError, match=r'pip install "instantgi\[metrics\]"'):
         lpips(torch.zeros(3, 64, 64), torch.zeros(3, 64, 64))
 
 
@@ -211,14 +211,187 @@ def test_lpips_without_its_weights_says_so(fresh_lpips):
 def test_lpips_hands_over_rgb_in_0_to_1(fresh_lpips):
     class Network(torch.nn.Module):
         def forward(self, image, target, normalize):
-            assert image.shape == target.shape == (1, 3, 5, 7) and normalize
+            assert image.shape == target.shape == (1, 3, 31, 40) and normalize
             return (image - target).mean().reshape(1, 1, 1, 1)
 
     fresh_lpips(types.SimpleNamespace(LPIPS=lambda net, verbose: Network()))
     for channels in (1, 3):
-        assert lpips(torch.ones(channels, 5, 7), torch.zeros(channels, 5, 7)) == 1
+        assert lpips(torch.ones(channels, 31, 40), torch.zeros(channels, 31, 40)) == 1
+    with pytest.raises(ValueError, match="LPIPS needs 31 pixels on each side, got 40x30"):
+        lpips(torch.ones(3, 40, 30), torch.zeros(3, 40, 30))
+
+
+@pytest.mark.parametrize("measure", [lpips, flip])
+def test_perceptual_measures_refuse_opacity(measure):
     with pytest.raises(ValueError, match="gray or RGB, got C = 4; use flatten_alpha"):
-        lpips(torch.ones(4, 5, 7), torch.zeros(4, 5, 7))
+        measure(torch.ones(4, 31, 40), torch.zeros(4, 31, 40))
+
+
+# --- FLIP, from its definition: Andersson et al. 2020, constants as in NVIDIA's python/flip_api.py
+
+PIXELS_PER_DEGREE = 0.7 * (3840 / 0.7) * math.pi / 180
+WHITE = np.array([0.950428545, 1, 1.088900371])  # D65
+PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))  # x and y of red, green and blue in sRGB
+
+
+def xyz_of_rgb() -> np.ndarray:
+    """[3, 3], from linear RGB to XYZ in units of white."""
+    columns = np.array([[x / y, 1, (1 - x - y) / y] for x, y in PRIMARIES]).T
+    return columns * np.linalg.solve(columns, WHITE) / WHITE[:, None]
+
+
+def transform(matrix: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,jhw->ihw", matrix, picture)
+
+
+def opponents(xyz: np.ndarray) -> np.ndarray:
+    """YCxCz of XYZ, L*a*b* of its roots: light, red to green, yellow to blue."""
+    x, y, z = xyz
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def blur_kernel(*gaussians: tuple[float, float]) -> np.ndarray:
+    """Sum of a √(π / b) exp(-π² d² / b) at d degrees, out to 3 σ of the widest there is."""
+    radius = math.ceil(3 * math.sqrt(0.04 / (2 * math.pi**2)) * PIXELS_PER_DEGREE)
+    steps = np.arange(-radius, radius + 1) / PIXELS_PER_DEGREE
+    squares = steps**2 + steps[:, None] ** 2
+    parts = [a * math.sqrt(math.pi / b) * np.exp(-(math.pi**2) * squares / b) for a, b in gaussians]
+    return np.sum(parts, axis=0) / np.sum(parts)
+
+
+def seen_from_afar(xyz: np.ndarray) -> np.ndarray:
+    """Linear RGB after the contrast sensitivity of the eye."""
+    kernels = [blur_kernel((1, 0.0047)), blur_kernel((1, 0.0053))]
+    kernels.append(blur_kernel((34.1, 0.04), (13.5, 0.025)))
+    planes = zip(opponents(xyz), kernels, strict=True)
+    light, cx, cz = [ndimage.correlate(plane, kernel, mode="nearest") for plane, kernel in planes]
+    y = (light + 16) / 116
+    blurred = np.stack([y + cx / 500, y, y - cz / 200])
+    return transform(np.linalg.inv(xyz_of_rgb()), blurred).clip(0, 1)
+
+
+def appearance(rgb: np.ndarray) -> np.ndarray:
+    """L*a*b* of linear RGB, dark colors less colorful (Hunt)."""
+    xyz = transform(xyz_of_rgb(), rgb)
+    line = xyz / (3 * (6 / 29) ** 2) + 4 / 29
+    light, a, b = opponents(np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), line))
+    return np.stack([light, 0.01 * light * a, 0.01 * light * b])
+
+
+def hyab(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    light, a, b = one - other
+    return abs(light) + np.hypot(a, b)
+
+
+def color_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """ΔE_c of two pictures in XYZ: small differences get most of the range."""
+    green, blue = np.eye(3)[1:, :, None, None]
+    largest = hyab(appearance(green), appearance(blue)) ** 0.7
+    distance = hyab(*[appearance(seen_from_afar(xyz)) for xyz in (one, other)]) ** 0.7
+    return np.interp(distance / largest, [0, 0.4, 1], [0, 0.95, 1])
+
+
+def feature_kernels() -> list[np.ndarray]:
+    """Of vertical edges and points: derivatives of a Gaussian, either sign summing to 1."""
+    sigma = 0.082 / 2 * PIXELS_PER_DEGREE
+    x = np.arange(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1)
+    bell = np.exp(-(x**2 + x[:, None] ** 2) / (2 * sigma**2))
+    kernels = [x * bell, (x**2 / sigma**2 - 1) * bell]
+    return [np.where(k < 0, k / -k[k < 0].sum(), k / k[k > 0].sum()) for k in kernels]
+
+
+def feature_difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """ΔE_f of two luminances."""
+
+    def strength(luminance, kernel):
+        both = [ndimage.correlate(luminance, k, mode="nearest") for k in (kernel, kernel.T)]
+        return np.hypot(*both)
+
+    apart = [abs(strength(one, kernel) - strength(other, kernel)) for kernel in feature_kernels()]
+    return np.sqrt(np.maximum(*apart) / math.sqrt(2))
+
+
+def flip_reference(image: torch.Tensor, target: torch.Tensor) -> float:
+    pair = [picture.double().numpy() for picture in (image, target)]
+    pair = [np.where(s > 0.04045, ((s + 0.055) / 1.055) ** 2.4, s / 12.92) for s in pair]
+    one, other = [transform(xyz_of_rgb(), linear) for linear in pair]
+    errors = color_difference(one, other) ** (1 - feature_difference(one[1], other[1]))
+    return errors.mean()
+
+
+def full_colors() -> tuple:
+    """Blocks of red, green and blue, and the same in another order."""
+    blocks = torch.eye(3).repeat_interleave(9, dim=1).repeat_interleave(9, dim=0).reshape(3, 9, 27)
+    return blocks, blocks.flip(2)
+
+
+def nearly_equal() -> tuple:
+    image, target = picture_pair(3, 33, 30, seed=1)
+    return torch.lerp(target, image, 0.02), target
+
+
+# Roundings to 2**-24 are 500 times that in a*, 3e-5 of a distance of some 5; they have both signs,
+# and the mean over a hundred pixels is off by a tenth.
+TEXTURED = 1e-6
+# On flat pictures features are nothing but roundings, about 1e-8, of which ΔE_f is the root.
+FLAT = 1e-4
+
+
+@pytest.mark.parametrize(
+    "pair, tolerance",
+    [
+        (picture_pair(3, 40, 51), TEXTURED),
+        (picture_pair(3, 1, 50), TEXTURED),
+        (picture_pair(3, 60, 2), TEXTURED),
+        (full_colors(), TEXTURED),
+        (nearly_equal(), 50 * TEXTURED),  # of a fiftieth of the distance
+        (picture_pair(3, 1, 1), FLAT),
+        ((torch.zeros(3, 4, 5), torch.ones(3, 4, 5)), FLAT),
+    ],
+)
+def test_flip_matches_reference(pair, tolerance):
+    image, target = [picture.float() for picture in pair]
+    assert flip(image, target) == pytest.approx(flip_reference(image, target), rel=tolerance)
+
+
+def test_flip_is_0_for_equal_pictures_and_symmetric():
+    image, target = picture_pair(3, 40, 51)
+    assert flip(target, target) == 0
+    assert flip(image, target) == pytest.approx(flip(target, image), rel=1e-12)
+
+
+def test_flip_grows_with_noise_up_to_1():
+    image, target = picture_pair(3, 40, 51)
+    values = [flip(target + scale * (image - target), target) for scale in (0, 0.1, 0.3, 1, 3, 100)]
+    assert values == sorted(set(values)) and values[0] == 0 and values[-1] < 1
+
+
+def test_flip_takes_gray_as_rgb_and_clamps():
+    image, target = picture_pair(1, 20, 30)
+    assert flip(image, target) == flip(image.expand(3, -1, -1), target.expand(3, -1, -1)) > 0
+    wide = 3 * image - 1
+    assert flip(wide, target) == flip(wide.clamp(0, 1), target) != flip(image, target)
+
+
+def test_flip_is_a_mean_of_many_pixels():
+    # a sum in float32, which is the package's own, is 1e-3 off here and 1e-2 at 1024x1024
+    black, white = torch.zeros(1, 400, 400), torch.ones(1, 400, 400)
+    expected = flip(black[:, :3, :3], white[:, :3, :3])
+    assert flip(black, white) == pytest.approx(expected, rel=1e-6)
+
+
+def test_flip_refuses_nan():
+    with pytest.raises(ValueError, match="holds NaN"):
+        flip(torch.full((1, 1, 1), math.nan), torch.zeros(1, 1, 1))
+
+
+def test_flip_without_its_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
+    with pytest.raises(ImportError, match=r'pip install "instantgi\[metrics\]"'):
+        flip(torch.zeros(3, 4, 5), torch.zeros(3, 4, 5))
+
+
+# --- bits
 
 
 def test_bits_per_pixel_counts_pixels_and_not_values():
