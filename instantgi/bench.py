@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,7 +17,7 @@ from instantgi.files import replace_on_success
 from instantgi.fit import Progress
 from instantgi.images import to_8bit
 from instantgi.infer import Recipe, read_picture, run_stages, score
-from instantgi.metrics import psnr
+from instantgi.metrics import flip, lpips, psnr, ssim
 from instantgi.render import rasterize
 
 SUFFIXES = (
@@ -33,6 +33,7 @@ SUFFIXES = (
     ".gif",
     ".avif",
 )
+METRICS = {"ssim": ssim, "lpips": lpips, "flip": flip}  # beyond PSNR and MS-SSIM
 AVERAGED = ("num_gaussians", "psnr_start", "psnr", "ms_ssim")
 SECONDS = ("seconds_start", "seconds_colors", "seconds_fit")
 
@@ -64,15 +65,22 @@ def run_bench(
     start: str = "auto",
     device: str = "auto",
     curve: bool = False,
+    metrics: Sequence[str] = (),
     quiet: bool = True,
 ) -> dict[str, Any]:
     """The results of all fits, also written to `output` as JSON after each of them.
 
-    Rows that are there already stay as they are, with the date and commit of their making; `means`
-    are over the pictures, methods and steps of this call.
+    Rows that are there already stay as they are, with the date and commit of their making, unless
+    they lack the curve or one of the metrics; `means` are over the pictures, methods and steps of
+    this call.
+
+    Args:
+        metrics: names in METRICS; of the pictures of 8 bits, as the PSNR.
 
     Raises:
-        ValueError: if `output` holds other settings, or something else.
+        ValueError: if `output` holds other settings, or something else; before any fit, if a metric
+            cannot be had of a picture.
+        RuntimeError: before any fit, if a metric needs what is not installed.
     """
     settings: dict[str, Any] = {"num_gaussians": num_gaussians, "background": background}
     settings |= {"seed": seed, "start": start, "device": str(native.choose_device(device))}
@@ -82,17 +90,55 @@ def run_bench(
         (path, method, steps) for path in pictures for steps in iterations for method in methods
     ]
     wanted = list(dict.fromkeys(wanted))
+    columns = _columns_to_measure(wanted, made, {*metrics, "curve"} if curve else {*metrics})
+    _check_metrics(columns, background)
     for method in methods:
         _warm_up(method, settings)
-    for path, method, steps in with_bar(wanted, quiet, "fits"):
-        old = made.get((path.name, method, steps))
-        if old is not None and not (curve and "curve" not in old):
-            continue
+    for path, method, steps in with_bar(list(columns), quiet, "fits"):
         recipe = Recipe(method=method, iterations=steps, **settings)
-        made[path.name, method, steps] = _measure(path, recipe, curve) | provenance()
-        _save(output, settings, list(made.values()))
-    asked = [made[path.name, method, steps] for path, method, steps in wanted]
-    return _save(output, settings, list(made.values()), summarise(asked))
+        row = _measure(path, recipe, columns[path, method, steps])
+        made[path.name, method, steps] = row | provenance()
+        rows = list(made.values())
+        _save(output, settings, rows, summarise(rows, metrics))
+    chosen = [made[path.name, method, steps] for path, method, steps in wanted]
+    return _save(output, settings, list(made.values()), summarise(chosen, metrics))
+
+
+def _columns_to_measure(
+    wanted: list[tuple[Path, str, int]], made: dict[tuple[str, str, int], dict], asked: set[str]
+) -> dict[tuple[Path, str, int], set[str]]:
+    """The optional columns of each row that is not there or lacks one; it keeps those it has."""
+    columns = {}
+    for path, method, steps in wanted:
+        old = made.get((path.name, method, steps), {})
+        if not old or not asked <= old.keys():
+            columns[path, method, steps] = asked | (old.keys() & {*METRICS, "curve"})
+    return columns
+
+
+def _metrics_in(columns: Iterable[str]) -> list[str]:
+    return [name for name in METRICS if name in columns]
+
+
+def _check_metrics(columns: dict[tuple[Path, str, int], set[str]], background: str | None) -> None:
+    """Whether they can be had of these pictures: tried on a corner of each before all fits."""
+    needed: dict[Path, set[str]] = {}
+    for (path, _, _), names in columns.items():
+        needed.setdefault(path, set()).update(_metrics_in(names))
+    for path, names in needed.items():
+        if names:
+            _try_metrics(path, background, _metrics_in(names))
+
+
+def _try_metrics(path: Path, background: str | None, metrics: list[str]) -> None:
+    corner = read_picture(path, background)[:, :64, :64]
+    try:
+        for name in metrics:
+            METRICS[name](corner, corner)
+    except ImportError as error:
+        raise RuntimeError(str(error)) from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, int]:
@@ -115,14 +161,14 @@ def _warm_up(method: str, settings: dict[str, Any]) -> None:
     list(run_stages(torch.rand(3, 16, 16), recipe))
 
 
-def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
-    """One row: the fit of one picture."""
+def _measure(path: Path, recipe: Recipe, columns: set[str]) -> dict[str, Any]:
+    """One row: the fit of one picture, with these optional columns."""
     image = read_picture(path, recipe.background)
     height, width = image.shape[1:]
     points: list[dict[str, float | None]] = []
 
     def look(progress: Progress) -> None:
-        if with_curve and _is_mark(progress.iteration):
+        if "curve" in columns and _is_mark(progress.iteration):
             drawn = rasterize(progress.fitter.gaussians(), height, width)
             level = _finite(psnr(drawn.cpu(), image))
             point = {"iterations": progress.iteration, "seconds": progress.seconds, "psnr": level}
@@ -138,7 +184,8 @@ def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
             start = psnr(drawn, image)
         if stage.name == "network":
             network = {"psnr_network": start}
-    scores = score(to_8bit(drawn), to_8bit(image))
+    final, target = to_8bit(drawn), to_8bit(image)
+    scores = score(final, target)
     row = {
         "image": path.name,
         "method": recipe.method,
@@ -149,10 +196,11 @@ def _measure(path: Path, recipe: Recipe, with_curve: bool) -> dict[str, Any]:
         "psnr_start": None if start is None else _finite(start),
         "psnr": scores.psnr,
         "ms_ssim": scores.ms_ssim,
+        **{name: float(METRICS[name](final / 255, target / 255)) for name in _metrics_in(columns)},
         "lossless": scores.lossless,
         **seconds,
     } | (network or {})
-    return row | ({"curve": points} if with_curve else {})
+    return row | ({"curve": points} if "curve" in columns else {})
 
 
 def _is_mark(step: int) -> bool:
@@ -166,10 +214,11 @@ def _finite(value: float) -> float | None:
     return value if abs(value) != float("inf") else None
 
 
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarise(rows: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Means over pictures for each method and number of steps, in the order of the rows.
 
-    None counts for nothing: a PSNR without error, an MS-SSIM of a small picture.
+    None counts for nothing: a PSNR without error, an MS-SSIM of a small picture; nor does a row
+    that lacks one of the metrics.
     """
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
@@ -177,8 +226,8 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     means = []
     for (method, steps), group in groups.items():
         summary: dict[str, Any] = {"method": method, "iterations": steps, "images": len(group)}
-        for name in (*AVERAGED, *SECONDS):
-            known = [row[name] for row in group if row[name] is not None]
+        for name in (*AVERAGED, *metrics, *SECONDS):
+            known = [row[name] for row in group if row.get(name) is not None]
             summary[name] = mean(known) if known else None
         means.append(summary)
     return means
@@ -208,10 +257,9 @@ def _save(
     output: str | Path,
     settings: dict[str, Any],
     rows: list[dict[str, Any]],
-    means: list[dict[str, Any]] | None = None,
+    means: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    results = {"settings": settings, "conditions": conditions()}
-    results |= {"means": summarise(rows) if means is None else means, "rows": rows}
+    results = {"settings": settings, "conditions": conditions(), "means": means, "rows": rows}
     lines = [f'"{name}": {json.dumps(results[name])}' for name in ("settings", "conditions")]
     for name in ("means", "rows"):
         listed = ",\n".join(f"  {json.dumps(row, allow_nan=False)}" for row in results[name])
@@ -223,13 +271,15 @@ def _save(
 
 def markdown(results: dict[str, Any]) -> str:
     """The means as a table, below it the conditions."""
+    metrics = _metrics_in({name for row in results["means"] for name in row})
     head = ("method", "steps", "pictures", "Gaussians", "start dB", "PSNR dB", "MS-SSIM")
-    head += ("start s", "colors s", "fit s")
+    head += (*(name.upper() for name in metrics), "start s", "colors s", "fit s")
+    digits = (0, 2, 2, 4, *(4 for _ in metrics), 3, 3, 2)
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for row in results["means"]:
         cells = [row["method"], str(row["iterations"]), str(row["images"])]
-        for name, digits in zip((*AVERAGED, *SECONDS), (0, 2, 2, 4, 3, 3, 2), strict=True):
-            cells.append("-" if row[name] is None else f"{row[name]:.{digits}f}")
+        for name, places in zip((*AVERAGED, *metrics, *SECONDS), digits, strict=True):
+            cells.append("-" if row[name] is None else f"{row[name]:.{places}f}")
         lines.append("| " + " | ".join(cells) + " |")
     made = sorted({(row["date"], row["commit"]) for row in results["rows"]})
     facts = [

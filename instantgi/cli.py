@@ -13,6 +13,7 @@ from typing import Any
 PROFILES = ("compact", "fast", "lossless")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
+METRICS = ("ssim", "lpips", "flip")  # of instantgi.bench, likewise
 BENCH_RD = "bench rd"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -423,6 +424,14 @@ def _bench(commands: Any) -> None:
         action="store_true",
         help="also note the PSNR after 10, 20, 50, 100, 200, 500, ... steps (default: do not)",
     )
+    add(
+        "--metrics",
+        type=_listed(_metric),
+        default=[],
+        metavar="A,B",
+        help=f"more columns, of {', '.join(METRICS)}; the last two need instantgi[metrics] and "
+        "pictures without opacity (default: none; PSNR and MS-SSIM are always there)",
+    )
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
 
 
@@ -522,6 +531,12 @@ def _color(text: str) -> str:
 def _method(text: str) -> str:
     if text not in METHODS:
         raise argparse.ArgumentTypeError(f"must be of {', '.join(METHODS)}, got {text!r}")
+    return text
+
+
+def _metric(text: str) -> str:
+    if text not in METRICS:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(METRICS)}, got {text!r}")
     return text
 
 
@@ -806,6 +821,7 @@ def _run_bench(options: argparse.Namespace) -> int:
         start=options.start,
         device=options.device,
         curve=options.curve,
+        metrics=options.metrics,
         quiet=options.quiet,
     )
     print(markdown(results))

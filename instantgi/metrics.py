@@ -146,8 +146,10 @@ def _check_pair(image: Tensor, target: Tensor) -> None:
 
 def _as_rgb(picture: Tensor, measure: str) -> Tensor:
     if len(picture) not in (1, 3):
-        channels = len(picture)
-        raise ValueError(f"{measure} compares gray or RGB, got C = {channels}; use flatten_alpha")
+        raise ValueError(
+            f"{measure} compares gray or RGB, got C = {len(picture)}; "
+            "use flatten_alpha or --background"
+        )
     return picture.expand(3, -1, -1)
 
 

@@ -1,13 +1,16 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from instantgi import bench
+from instantgi import bench, cli
 from instantgi.bench import markdown, pictures_in, run_bench, summarise
 from instantgi.cli import main
+from instantgi.images import read_image
 
 
 @pytest.fixture
@@ -54,9 +57,9 @@ def test_bench_keeps_rows_and_adds_the_missing_ones(pictures, monkeypatch):
     made = []
     measure = bench._measure
 
-    def counted(path, recipe, curve):
+    def counted(path, recipe, columns):
         made.append((path.name, recipe.iterations))
-        return measure(path, recipe, curve)
+        return measure(path, recipe, columns)
 
     monkeypatch.setattr(bench, "_measure", counted)
     assert run(pictures, "--iterations", "2,3") == 0
@@ -67,10 +70,10 @@ def test_bench_keeps_rows_and_adds_the_missing_ones(pictures, monkeypatch):
 def test_interrupted_bench_has_its_finished_rows(pictures, monkeypatch, capsys):
     measure = bench._measure
 
-    def interrupted(path, recipe, curve):
+    def interrupted(path, recipe, columns):
         if path.name == "b.png":
             raise KeyboardInterrupt
-        return measure(path, recipe, curve)
+        return measure(path, recipe, columns)
 
     monkeypatch.setattr(bench, "_measure", interrupted)
     assert run(pictures, "--iterations", "2") == 130
@@ -130,3 +133,87 @@ def test_table_is_of_this_call_only(pictures, tmp_path):
     assert len(found["rows"]) == 4
     assert [(row["iterations"], row["images"]) for row in found["means"]] == [(2, 1)]
     assert markdown(found).count("| instantgi |") == 1
+
+
+# --- metrics
+
+
+@pytest.fixture
+def no_fits(monkeypatch):
+    """Fails where a fit starts."""
+
+    def refuse(*_):
+        raise AssertionError("a fit started")
+
+    monkeypatch.setattr(bench, "run_stages", refuse)
+
+
+def test_metrics_are_columns_of_rows_means_and_table(pictures, capsys):
+    assert run(pictures, "--iterations", "2", "--metrics", "flip,ssim") == 0
+    found = results(pictures)
+    means = {name: sum(row[name] for row in found["rows"]) / 2 for name in ("ssim", "flip")}
+    assert all(0 < mean < 1 for mean in means.values())
+    assert found["means"][0].items() >= means.items() and "lpips" not in found["means"][0]
+    table = capsys.readouterr().out.splitlines()
+    assert "| MS-SSIM | SSIM | FLIP | start s |" in table[0]
+    assert f"| - | {means['ssim']:.4f} | {means['flip']:.4f} | 0." in table[2]
+    assert len({line.count("|") for line in table[:3]}) == 1
+
+
+def test_metrics_are_of_the_pictures_of_8_bits(pictures, monkeypatch):
+    seen = []
+    monkeypatch.setitem(bench.METRICS, "flip", lambda *pair: seen.append(pair) or 0.25)
+    assert run(pictures, "--iterations", "2", "--limit", "1", "--metrics", "flip") == 0
+    image, target = seen[-1]
+    assert torch.equal(target, read_image(pictures / "a.png"))
+    assert torch.equal(image, (image * 255).round() / 255)
+    assert results(pictures)["rows"][0]["flip"] == 0.25
+
+
+def test_rows_that_lack_a_metric_are_measured_again_and_keep_their_columns(pictures, monkeypatch):
+    common = ("--iterations", "10")
+    assert run(pictures, *common) == 0
+    assert run(pictures, *common, "--limit", "1", "--metrics", "ssim", "--curve") == 0
+    first, second = results(pictures)["rows"]
+    assert {"ssim", "curve"} <= first.keys() and not {"ssim", "curve"} & second.keys()
+    assert run(pictures, *common, "--metrics", "flip") == 0
+    again, other = results(pictures)["rows"]
+    assert again.keys() == first.keys() | {"flip"} and other.keys() == second.keys() | {"flip"}
+    assert (again["ssim"], again["psnr"]) == (first["ssim"], first["psnr"])
+    monkeypatch.setattr(bench, "_measure", None)
+    assert run(pictures, *common) == run(pictures, *common, "--metrics", "flip") == 0
+    assert results(pictures)["rows"] == [again, other]
+
+
+@pytest.mark.parametrize("names", ["psnr", "flip,", "FLIP"])
+def test_unknown_metric_is_wrong_usage(pictures, capsys, names):
+    with pytest.raises(SystemExit) as exit:
+        run(pictures, "--metrics", names)
+    assert exit.value.code == 2
+    assert "argument --metrics: must be of ssim, lpips, flip, got" in capsys.readouterr().err
+    assert cli.METRICS == tuple(bench.METRICS)
+
+
+@pytest.mark.parametrize("name, module", [("flip", "flip_evaluator"), ("lpips", "lpips")])
+def test_missing_package_is_said_before_any_fit(
+    pictures, monkeypatch, capsys, no_fits, name, module
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert run(pictures, "--metrics", f"ssim,{name}") == 1
+    line = f'error: {name.upper()} needs a package: pip install "instantgi[metrics]"\n'
+    assert capsys.readouterr().err == line
+    assert not (pictures.parent / "results.json").exists()
+
+
+def test_metric_that_a_picture_cannot_have_is_said_before_any_fit(pictures, capsys, no_fits):
+    Image.new("RGBA", (40, 40), (255, 0, 0, 100)).save(pictures / "c.png")
+    assert run(pictures, "--metrics", "flip") == 1
+    expected = f"error: {pictures / 'c.png'}: FLIP compares gray or RGB, got C = 4; "
+    assert capsys.readouterr().err == expected + "use flatten_alpha or --background\n"
+
+
+def test_background_gives_transparent_pictures_their_metrics(pictures):
+    Image.new("RGBA", (40, 40), (255, 0, 0, 100)).save(pictures / "0.png")
+    more = ("--iterations", "1", "--limit", "1", "--background", "white")
+    assert run(pictures, *more, "--metrics", "flip") == 0
+    assert 0 <= results(pictures)["rows"][0]["flip"] <= 1
