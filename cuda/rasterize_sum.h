@@ -37,12 +37,12 @@ struct Extent {
 };
 
 template <typename T, typename Sqrt>
-INSTANTGI_FORMULA Extent<T> extent(T l11, T l21, T l22, Sqrt root) {
+INSTANTGI_FORMULA Extent<T> extent(T l11, T l21, T l22, T radius, Sqrt root) {
     const T deviation_y = root(l21 * l21 + l22 * l22);
     const T width = l11 < 0 ? -l11 : l11, signed_l21 = l11 < 0 ? -l21 : l21;
     const T depth = l22 < 0 ? -l22 : l22;
-    return {T(kRadius) * width, T(kRadius) * deviation_y, width * signed_l21 / (deviation_y * deviation_y),
-            T(kRadius) * width * depth / deviation_y, T(kRadius) * signed_l21};
+    return {radius * width, radius * deviation_y, width * signed_l21 / (deviation_y * deviation_y),
+            radius * width * depth / deviation_y, radius * signed_l21};
 }
 
 // Left and right of the ellipse, from the mean, over the heights low to high above it; both within
@@ -83,6 +83,23 @@ INSTANTGI_FORMULA void finish_geometry(const T* cholesky, double scale, int coor
         moments[0] = i11 * z1 + i21 * z2, moments[1] = i22 * z2;
         moments[2] = i11 * z11 + i21 * z12, moments[3] = i22 * z12, moments[4] = i22 * z22;
     }
+}
+
+// From the moments of one published Gaussian, Σ w q d and Σ w q d dᵀ with d = p − mean, to its
+// gradient times `scale`, in place: of the mean (2) and of the covariance's (xx, xy, yy).
+template <typename T>
+INSTANTGI_FORMULA void finish_conic(const T* covariance, double scale, T* moments) {
+    const double xx = covariance[0], xy = covariance[1], yy = covariance[2];
+    const double inverse = 1 / (xx * yy - xy * xy);
+    const double a = yy * inverse, b = -xy * inverse, c = xx * inverse;  // Σ⁻¹
+    const double dx = moments[0], dy = moments[1], dxx = moments[2], dxy = moments[3], dyy = moments[4];
+    // ∂w/∂mean = w Σ⁻¹ d and ∂w/∂Σ = ½ w Σ⁻¹ d dᵀ Σ⁻¹; xy stands for two entries.
+    const double left = a * dxx + b * dxy, right = a * dxy + b * dyy;
+    const double low_left = b * dxx + c * dxy, low_right = b * dxy + c * dyy;
+    moments[0] = T(scale * (a * dx + b * dy)), moments[1] = T(scale * (b * dx + c * dy));
+    moments[2] = T(scale * (left * a + right * b) / 2);
+    moments[3] = T(scale * (low_left * a + low_right * b));
+    moments[4] = T(scale * (low_left * b + low_right * c) / 2);
 }
 
 }  // namespace instantgi

@@ -471,7 +471,7 @@ extern "C" __global__ void prepare_splats(Index num, Index channels, Index heigh
         if (finite && is_thick) {
             // in double: the square of a float never overflows
             const auto whiten = whitening<double>(l11, l21, l22);
-            const auto reach = extent<double>(l11, l21, l22, [](double x) { return sqrt(x); });
+            const auto reach = extent<double>(l11, l21, l22, kRadius, [](double x) { return sqrt(x); });
             // else 1e30 times longer than thin: its line misses all centers
             if (fabs(whiten.b) < 1e30) {
                 out = {mean_x,

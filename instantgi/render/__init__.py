@@ -7,10 +7,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from instantgi.gaussians import RADIUS, Gaussians, check_size
+from instantgi.render.mixture import rasterize_mixture, seen_from
 from instantgi.render.ops import rasterize_sum
+from instantgi.render.points import mixture_at, sum_at
 from instantgi.render.reference import published_tile_limits, rasterize_reference
 
-__all__ = ["draw_part", "rasterize", "rasterize_reference"]
+__all__ = [
+    "draw_part",
+    "mixture_at",
+    "rasterize",
+    "rasterize_mixture",
+    "rasterize_reference",
+    "sum_at",
+]
 
 MAX_SAMPLES = 150_000_000  # of a picture whose pixels are means of several
 MAX_PAIRS = 2e11  # of a Gaussian and a pixel that it may reach: minutes
@@ -48,14 +57,9 @@ def rasterize(
         ValueError: if the size or step is not positive, or a parameter is not finite.
     """
     check_size(height, width)
-    if not all(0 < value < float("inf") for value in step):
-        raise ValueError(f"step must be two positive numbers, got {tuple(step)}")
-    if not all(abs(value) < float("inf") for value in origin):
-        raise ValueError(f"origin must be two finite numbers, got {tuple(origin)}")
     if max_per_tile is not None and max_per_tile < 1:
         raise ValueError(f"max_per_tile must be at least 1, got {max_per_tile}")
-    if tuple(step) != (1.0, 1.0) or tuple(origin) != (0.0, 0.0):
-        gaussians = gaussians.translated(-origin[0], -origin[1]).scaled(1 / step[0], 1 / step[1])
+    gaussians = seen_from(gaussians, origin, step)
     limits = None
     if max_per_tile is not None:
         limits = published_tile_limits(gaussians, height, width, max_per_tile)

@@ -37,7 +37,7 @@ order_by_place = torch.ops.instantgi.order_by_place
 @torch.library.impl("instantgi::rasterize_sum", "cpu")
 def _(means, cholesky, colors, height, width, tile_limits):
     image = colors.new_empty(colors.shape[1], height, width)
-    call_cpu("rasterize_sum", *_scene(means, cholesky, colors, height, width, tile_limits), image)
+    _on_cpu("rasterize_sum", _scene(means, cholesky, colors, height, width, tile_limits), image)
     return image
 
 
@@ -58,7 +58,7 @@ def _(grad_image, means, cholesky, colors, tile_limits):
     height, width = _check_gradient(grad_image, colors)
     scene = _scene(means, cholesky, colors, height, width, tile_limits)
     geometry, grad_colors = colors.new_empty(len(means), 5), torch.empty_like(scene[7])
-    call_cpu("rasterize_sum_backward", *scene, grad_image.contiguous(), geometry, grad_colors)
+    _on_cpu("rasterize_sum_backward", scene, grad_image.contiguous(), geometry, grad_colors)
     # clone, not contiguous: of a single Gaussian that would be two views of one tensor
     return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
 
@@ -105,7 +105,7 @@ def _(means, cholesky, colors, target, height, width, clamp, order=None):
     residual, squares = torch.empty_like(target), torch.empty((), dtype=torch.float64)
     scene = _scene(means, cholesky, colors, height, width, None)
     _check_blocks(target, colors, height, width)
-    call_cpu("rasterize_error", *scene, target, int(clamp), residual, squares)
+    _on_cpu("rasterize_error", scene, target, int(clamp), residual, squares)
     return residual, squares
 
 
@@ -135,7 +135,7 @@ def _(residual, means, cholesky, colors, height, width, scale, coordinates, orde
     grad_colors = torch.empty_like(scene[7])
     arguments = (residual, scale, coordinates, geometry, grad_colors)
     _check_blocks(residual, colors, height, width)
-    call_cpu("rasterize_error_backward", *scene, *arguments)
+    _on_cpu("rasterize_error_backward", scene, *arguments)
     return geometry, grad_colors
 
 
@@ -209,6 +209,11 @@ def mean_squared_error(
     return _MeanSquaredError.apply(means, cholesky, colors, target, height, width, clamp)
 
 
+def _on_cpu(name, scene, *arguments):
+    published = 0  # conics, see instantgi.render.published
+    call_cpu(name, scene[0], published, *scene[1:], *arguments)
+
+
 def _check_gradient(grad_image, colors):
     """Its height and width."""
     if grad_image.shape[0] != colors.shape[1] or grad_image.dtype != colors.dtype:
@@ -221,13 +226,8 @@ def _check_gradient(grad_image, colors):
 
 def _scene(means, cholesky, colors, height, width, tile_limits):
     """The arguments that every kernel starts with."""
-    if means.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the rasterizer works in float32 or float64, got {means.dtype}")
+    check_fields(means, cholesky, colors)
     tensors = (means.contiguous(), cholesky.contiguous(), colors.contiguous())
-    shapes = [(len(means), 2), (len(means), 3), (len(means), colors.shape[-1])]
-    if [tuple(t.shape) for t in tensors] != shapes or len({t.dtype for t in tensors}) > 1:
-        kinds = ", ".join(f"{list(t.shape)} {t.dtype}" for t in tensors)
-        raise ValueError(f"means [N, 2], cholesky [N, 3], colors [N, C] of one dtype, got {kinds}")
     if tile_limits is not None:
         tiles = -(-height // 16), -(-width // 16)
         if tile_limits.shape != tiles or tile_limits.dtype != torch.int32:
@@ -236,6 +236,17 @@ def _scene(means, cholesky, colors, height, width, tile_limits):
         tile_limits = tile_limits.contiguous()
     is_double = int(means.dtype == torch.float64)
     return is_double, len(means), colors.shape[1], height, width, *tensors, tile_limits
+
+
+def check_fields(means: Tensor, shapes: Tensor, colors: Tensor) -> None:
+    """The kernels read as many values as these shapes say."""
+    if means.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the rasterizer works in float32 or float64, got {means.dtype}")
+    tensors = (means, shapes, colors)
+    expected = [(len(means), 2), (len(means), 3), (len(means), colors.shape[-1])]
+    if [tuple(t.shape) for t in tensors] != expected or len({t.dtype for t in tensors}) > 1:
+        kinds = ", ".join(f"{list(t.shape)} {t.dtype}" for t in tensors)
+        raise ValueError(f"means [N, 2], cholesky [N, 3], colors [N, C] of one dtype, got {kinds}")
 
 
 def _check_blocks(blocks, colors, height, width):

@@ -10,17 +10,28 @@ SMALLEST_WEIGHT = 1 / 255  # a smaller weight is dropped; reached at 3.33 standa
 THINNEST = 1e-6  # px; a Gaussian with a smaller |l11| or |l22| is not drawn
 
 
-def weights_reference(gaussians: Gaussians, height: int, width: int) -> Float[Tensor, "H W N"]:
-    """exp(−½ dᵀ Σ⁻¹ d) of every Gaussian at every pixel center, 0 below 1/255."""
+def pixel_centers(height: int, width: int) -> Float[Tensor, "H W 2"]:
+    """(x, y) of every pixel: (j + 0.5, i + 0.5)."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    pixels = torch.stack([x, y], dim=-1).to(gaussians.means) + 0.5  # [H, W, 2]
-    dx, dy = (pixels[:, :, None] - gaussians.means).unbind(-1)  # [H, W, N]
+    return torch.stack([x, y], dim=-1) + 0.5
+
+
+def weights_at(
+    gaussians: Gaussians, points: Float[Tensor, "*P 2"], smallest: float = SMALLEST_WEIGHT
+) -> Float[Tensor, "*P N"]:
+    """exp(−½ dᵀ Σ⁻¹ d) of every Gaussian at every point, 0 below the smallest."""
+    dx, dy = (points.to(gaussians.means)[..., None, :] - gaussians.means).unbind(-1)  # [*P, N]
     l11, l21, l22 = gaussians.cholesky.unbind(-1)  # [N]
     z1 = dx / l11
     z2 = (dy - l21 * z1) / l22
     weights = torch.exp(-0.5 * (z1**2 + z2**2))
-    drawn = (weights >= SMALLEST_WEIGHT) & (l11.abs() >= THINNEST) & (l22.abs() >= THINNEST)
+    drawn = (weights >= smallest) & (l11.abs() >= THINNEST) & (l22.abs() >= THINNEST)
     return torch.where(drawn, weights, 0)
+
+
+def weights_reference(gaussians: Gaussians, height: int, width: int) -> Float[Tensor, "H W N"]:
+    """The weights at every pixel center, 0 below 1/255."""
+    return weights_at(gaussians, pixel_centers(height, width))
 
 
 def rasterize_reference(
