@@ -127,7 +127,8 @@ def published_sum_reference(
 ) -> Float[Tensor, "C H W"]:
     """The definition of `published_sum`, slow and obvious."""
     weights = published_weights_reference(means, covariances, height, width)
-    weights = torch.where(weights < SMALLEST_WEIGHT, 0, weights.clamp_max(0.999))
+    capped = weights + (weights.clamp_max(0.999) - weights).detach()
+    weights = torch.where(weights < SMALLEST_WEIGHT, 0, capped)
     return torch.einsum("hwn,nc->chw", weights, colors)
 
 
