@@ -672,7 +672,7 @@ def _run_encode(options: argparse.Namespace) -> int:
     from instantgi.infer import read_picture
     from instantgi.metrics import psnr
     from instantgi.native import choose_device
-    from instantgi.render import MAX_SAMPLES
+    from instantgi.render.draw import MAX_SAMPLES
 
     target = Target(
         options.num_gaussians,

@@ -6,10 +6,10 @@ Pictures are [C, H, W], not clamped; the published constants are those of the re
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from instantgi.filters import blur
 from instantgi.gaussians import Gaussians
 from instantgi.metrics import C1, C2, WINDOW_TAPS, gaussian_window
 
@@ -66,15 +66,13 @@ def ssim_map(
 
 def _ssim_map(picture: Tensor, image: Tensor) -> Tensor:
     taps = picture.new_tensor(gaussian_window(WINDOW_TAPS))
-    kernel = torch.outer(taps, taps)[None, None]
-
-    def blur(x: Tensor) -> Tensor:
-        return F.conv2d(x[:, None], kernel, padding=WINDOW_TAPS // 2)[:, 0]
-
-    mean_a, mean_b = blur(picture), blur(image)
-    variance_a = blur(picture * picture) - mean_a * mean_a
-    variance_b = blur(image * image) - mean_b * mean_b
-    covariance = blur(picture * image) - mean_a * mean_b
+    mean_a, mean_aa, mean_ab = blur(
+        torch.cat([picture, picture * picture, picture * image]), taps
+    ).chunk(3)
+    mean_b, mean_bb = blur(torch.cat([image, image * image]), taps).chunk(2)
+    variance_a = mean_aa - mean_a * mean_a
+    variance_b = mean_bb - mean_b * mean_b
+    covariance = mean_ab - mean_a * mean_b
     light = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
     structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
     return light * structure

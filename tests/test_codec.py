@@ -78,7 +78,8 @@ from instantgi.fit import fit_image
 from instantgi.gaussians import Gaussians
 from instantgi.images import read_image, to_8bit, write_image
 from instantgi.metrics import psnr
-from instantgi.render import draw_part, rasterize
+from instantgi.render import rasterize
+from instantgi.render.draw import draw_part
 
 
 def assert_same(one: Gaussians, other: Gaussians) -> None:

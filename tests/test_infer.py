@@ -20,7 +20,8 @@ from instantgi.folders import prepare_folder, replace_folder
 from instantgi.gaussians import Gaussians
 from instantgi.images import read_image, to_8bit, write_image
 from instantgi.infer import RESULTS, Curve, Recipe, infer_image, run_stages, to_json
-from instantgi.render import draw_part, rasterize
+from instantgi.render import rasterize
+from instantgi.render.draw import draw_part
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(set(RESULTS) - {"snapshot.gi"})

@@ -24,7 +24,7 @@ from instantgi.codec.header import (
 from instantgi.codec.index import GRID, HEAD, PADDING, PER_BYTE, Bytes, Index, Metadata, software
 from instantgi.codec.quantize import Quantised
 from instantgi.gaussians import FIELDS, RADIUS, Gaussians, check_size
-from instantgi.render import draw_part
+from instantgi.render.draw import draw_part
 
 GRAY = 0.25  # of colors times size, until colors are known
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from instantgi.fit.colors import solve_colors
 from instantgi.fit.gaussianimage import GaussianImage
+from instantgi.fit.imagegs import ImageGS
+from instantgi.fit.lig import LIG
 from instantgi.fit.local_adam import LocalAdam
 from instantgi.fit.loop import Fitter, Progress, fit_image
 from instantgi.fit.start import default_count, heuristic_start
@@ -12,6 +14,11 @@ METHODS: dict[str, Callable[[], Fitter]] = {
     "instantgi": LocalAdam,
     "gaussianimage": GaussianImage,
     "gaussianimage-rs": lambda: GaussianImage("rs"),
+    "lig": LIG,
+    "imagegs": ImageGS,
+    # as published, with what is wrong there: for comparison only, no file can hold some of them
+    "lig-paper": lambda: LIG(paper=True),
+    "imagegs-paper": lambda: ImageGS(paper=True),
 }
 
 
@@ -29,6 +36,8 @@ def make_fitter(method: str) -> Fitter:
 __all__ = [
     "Fitter",
     "GaussianImage",
+    "ImageGS",
+    "LIG",
     "LocalAdam",
     "METHODS",
     "Progress",

@@ -9,16 +9,18 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr_from_mse
-from instantgi.render import rasterize
+from instantgi.render.draw import draw
+from instantgi.representations import Representation, flat
 
 
 @runtime_checkable
 class Fitter(Protocol):
     """A method: its parameters and how one step moves them."""
 
-    def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
+    def start(
+        self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
+    ) -> None:
         """Make the parameters for image [C, H, W], from `init` where it is given."""
 
     def step(self, progress: float) -> Tensor:
@@ -28,7 +30,7 @@ class Fitter(Protocol):
         """
         ...
 
-    def gaussians(self) -> Gaussians:
+    def gaussians(self) -> Representation:
         """The Gaussians as they are now."""
         ...
 
@@ -45,7 +47,7 @@ class Progress:
 
 def fit_image(
     image: Float[Tensor, "C H W"],
-    init: Gaussians | None = None,
+    init: Representation | None = None,
     *,
     method: str | Fitter = "instantgi",
     num_gaussians: int | None = None,
@@ -56,8 +58,8 @@ def fit_image(
     seed: int = 0,
     report_every: int = 10,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Gaussians:
-    """Gaussians whose sum is as close to the image as the method brings it.
+) -> Representation:
+    """Gaussians whose picture is as close to the image as the method brings it.
 
     Stops at whichever comes first of `iterations`, `seconds`, `psnr` and `patience`; schedules
     follow the share of iterations or seconds that has passed. Without a limit of seconds the same
@@ -66,7 +68,8 @@ def fit_image(
     Args:
         image: in [0, 1], any number of channels.
         init: where to start; by default the method's own start with `num_gaussians`.
-        method: "instantgi", "gaussianimage" (Cholesky), "gaussianimage-rs", or a `Fitter`.
+        method: a name of `instantgi.fit.METHODS`, or a `Fitter`. "lig" makes `Levels` and
+            "imagegs" a `Mixture`, all others Gaussians whose picture is their sum.
         num_gaussians: by default 0.11 per pixel; an upper limit for "instantgi".
         iterations: steps, each one forward and one backward pass; by default 300 unless
             `seconds` or `patience` is set.
@@ -90,8 +93,9 @@ def fit_image(
         )
     if not image.isfinite().all():
         raise ValueError("image has values that are not finite")
-    if init is not None and init.colors.shape[1] != len(image):
-        raise ValueError(f"init has {init.colors.shape[1]} channels, the image has {len(image)}")
+    if init is not None and flat(init).colors.shape[1] != len(image):
+        channels = flat(init).colors.shape[1]
+        raise ValueError(f"init has {channels} channels, the image has {len(image)}")
     limits = {"iterations": iterations, "seconds": seconds, "psnr": psnr, "patience": patience}
     for name, value in limits.items():
         if value is not None and not (0 <= value < math.inf):
@@ -140,7 +144,7 @@ class _Watch:
         return done or late or self.stopped
 
     def _drawn_psnr(self, fitter: Fitter) -> float:
-        picture = rasterize(fitter.gaussians(), *self.image.shape[1:])
+        picture = draw(fitter.gaussians(), *self.image.shape[1:])
         return psnr_from_mse(float((picture - self.image).square().mean()))
 
     def step(self, fitter: Fitter) -> None:

@@ -1,0 +1,242 @@
+"""LIG, Large Images are Gaussians (AAAI 2025): covariances as they are, and levels of residuals."""
+
+import torch
+from torch import Tensor
+
+from instantgi.gaussians import Gaussians
+from instantgi.render.draw import interpolate, up_sample
+from instantgi.render.ops import (
+    PARAMETERS,
+    order_by_place,
+    rasterize_error,
+    rasterize_error_backward,
+    to_blocks,
+)
+from instantgi.render.published import published_sum
+from instantgi.representations import Level, Levels, Representation
+
+RATE = 0.018  # of Adam, for pixels, squared pixels and colors alike
+FIRST_SHARE = 0.5  # of what a level's pixels would give it
+THINNEST = 0.1  # px², smallest variance along any axis of a valid Gaussian
+
+
+class LIG:
+    """Gaussians whose symmetric covariances Adam moves directly, level by level.
+
+    Level s of S has the picture at 2^(s + 1 − S) of its size, its target the picture averaged over
+    so many pixels, less what the levels before give, which is drawn, clamped, and interpolated
+    bilinearly; from the second level on that residual is normalised by its extremes, which are
+    kept. It gets N 4^(s + 1 − S) / 2 Gaussians, the last one the rest: 1/8 and 7/8 of two levels,
+    as the code and the counts of the paper have it (its text says 1/9). All start evenly, with
+    Σxx, Σxy, Σyy in [0, 1] px² and black; each level has the same share of the steps, of Adam
+    (β 0.9 and 0.999, rate 0.018) on the mean squared error of the sum clamped to [0, 1].
+
+    `paper`: Σ may be indefinite, as half of them are at the start; they are drawn as by the
+    published kernels (`published_sum`), which is slow, on the CPU only, and no file can hold. Here
+    otherwise: after each step Σ is brought back to at least 0.1 px² along both of its axes, and is
+    drawn exactly.
+
+    Args:
+        levels: at least 1; fewer where a level would have no pixel or Gaussian.
+        paper: see above.
+    """
+
+    def __init__(self, levels: int = 2, *, paper: bool = False, rate: float = RATE):
+        if not 1 <= levels <= 8:
+            raise ValueError(f"levels must be from 1 to 8, got {levels}")
+        self.num_levels, self.paper, self.rate = levels, paper, rate
+
+    def start(
+        self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
+    ) -> None:
+        self.image = image.detach().float()
+        self.random = torch.Generator().manual_seed(seed)
+        if init is not None:
+            self._continue(init, num_gaussians)
+            return
+        self.counts = split_count(num_gaussians, self._possible_levels(num_gaussians))
+        self.done: list[Level] = []
+        self._begin_level(None)
+
+    def step(self, progress: float) -> Tensor:
+        if progress * len(self.counts) >= len(self.done) + 1:
+            self._end_level()
+            self._begin_level(None)
+        squares = self._step_published() if self.paper else self._step_valid()
+        return self.lost + squares * self.scale
+
+    def gaussians(self) -> Levels:
+        with torch.no_grad():
+            return Levels((*self.done, self._level()))
+
+    # --- levels --------------------------------------------------------------------------------
+
+    def _possible_levels(self, num_gaussians: int) -> int:
+        height, width = self.image.shape[1:]
+        levels = self.num_levels
+        while levels > 1 and (
+            min(height, width) >> (levels - 1) < 1 or min(split_count(num_gaussians, levels)) < 1
+        ):
+            levels -= 1
+        return levels
+
+    def _begin_level(self, given: Level | None) -> None:
+        """The target, and where the level starts."""
+        index, last = len(self.done), len(self.counts) - 1
+        height, width = (side >> (last - index) for side in self.image.shape[1:])
+        target = area_average(self.image, height, width)
+        self.low, self.high = 0.0, 1.0
+        if self.done:
+            grid = Level(_none(self.image), height, width)
+            target -= up_sample(tuple(self.done), grid, height, width)
+            low, high = target.aminmax()
+            self.low, self.high = float(low), max(float(high), float(low) + 1e-6)
+            target.sub_(self.low).div_(self.high - self.low)
+        self.height, self.width = height, width
+        # what an error here is worth in the picture, and what no Gaussian of this level can give
+        factor = self.image[0].numel() / (height * width)
+        self.scale = factor * (self.high - self.low) ** 2
+        self.lost = self.image.new_zeros((), dtype=torch.float64)
+        if index == 0 < last:
+            for rows in _bands(self.image):
+                size = rows.stop - rows.start, self.image.shape[2]
+                kept = interpolate(target, self.image.shape[1:], *size, (0.0, float(rows.start)))
+                self.lost += (self.image[:, rows] - kept).square().sum(dtype=torch.float64)
+        self.target = target if self.paper else to_blocks(target)
+        num = self.counts[index]
+        if given is None:
+            size = torch.tensor([width, height])
+            means = torch.rand(num, 2, generator=self.random) * size
+            covariances = torch.rand(num, 3, generator=self.random)
+            colors = torch.zeros(num, len(self.image))
+        else:
+            means, colors = given.gaussians.means, given.gaussians.colors
+            covariances = given.gaussians.cholesky
+            if not given.is_published:
+                covariances = given.gaussians.covariances
+        parameters = (means, covariances, colors)
+        self.means, self.covariances, self.colors = (
+            each.to(self.image.device, torch.float32).clone() for each in parameters
+        )
+        if not self.paper:
+            make_valid_(self.covariances)
+        self.optimizer = torch.optim.Adam(
+            [self.means, self.covariances, self.colors], lr=self.rate, fused=True
+        )
+        self.order = order_by_place(self.means, height, width)
+
+    def _end_level(self) -> None:
+        self.done.append(self._level())
+
+    def _level(self) -> Level:
+        shapes = self.covariances.clone() if self.paper else cholesky_of(self.covariances)
+        made = Gaussians(self.means.clone(), shapes, self.colors.clone())
+        return Level(made, self.height, self.width, self.low, self.high, self.paper)
+
+    def _continue(self, init: Representation, num_gaussians: int) -> None:
+        """From levels: the last of them goes on. From others: they are one level."""
+        if not isinstance(init, Levels):
+            if not isinstance(init, Gaussians):
+                raise ValueError("lig starts from Gaussians or levels, not from a mixture")
+            size = self.image.shape[1:]
+            init = Levels((Level(init, *size),))
+        if init.levels[-1].is_published != self.paper and self.paper:
+            raise ValueError("the paper's variant does not start from other Gaussians")
+        self.counts = [len(level.gaussians) for level in init.levels]
+        self.done = list(init.levels[:-1])
+        self._begin_level(init.levels[-1])
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def _step_valid(self) -> Tensor:
+        size = (self.height, self.width)
+        cholesky = cholesky_of(self.covariances)
+        scene = (self.means, cholesky, self.colors)
+        residual, squares = rasterize_error(*scene, self.target, *size, True, self.order)
+        scale = 2 / (len(self.image) * self.height * self.width)
+        geometry, colors = rasterize_error_backward(
+            residual, *scene, *size, scale, PARAMETERS, self.order
+        )
+        self.means.grad, self.colors.grad = geometry[:, :2].contiguous(), colors
+        self.covariances.grad = covariance_gradient(cholesky, geometry[:, 2:])
+        self.optimizer.step()
+        make_valid_(self.covariances)
+        return squares
+
+    def _step_published(self) -> Tensor:
+        parameters = (self.means, self.covariances, self.colors)
+        for parameter in parameters:
+            parameter.requires_grad_()
+        picture = published_sum(*parameters, self.height, self.width)
+        drawn = picture.detach()
+        difference = drawn.clamp(0, 1) - self.target
+        # all are black at first: the clamp has to pass a gradient where it is reached exactly
+        inside = (drawn >= 0) & (drawn <= 1)
+        self.optimizer.zero_grad()
+        picture.backward(torch.where(inside, difference, 0) * (2 / difference.numel()))
+        self.optimizer.step()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        return difference.square().sum(dtype=torch.float64)
+
+
+def split_count(num_gaussians: int, levels: int) -> list[int]:
+    """How many Gaussians each level gets, from coarse to fine."""
+    counts = [
+        int(num_gaussians * FIRST_SHARE * 0.25 ** (levels - 1 - index))
+        for index in range(levels - 1)
+    ]
+    return [*counts, num_gaussians - sum(counts)]
+
+
+def area_average(image: Tensor, height: int, width: int) -> Tensor:
+    """The picture at another size, each pixel the mean over its area."""
+    if image.shape[1:] == (height, width):
+        return image.clone()
+    return torch.nn.functional.interpolate(image[None], (height, width), mode="area")[0]
+
+
+def cholesky_of(covariances: Tensor) -> Tensor:
+    """(l11, l21, l22) of valid covariances (xx, xy, yy)."""
+    xx, xy, yy = covariances.unbind(1)
+    l11 = xx.sqrt()
+    l21 = xy / l11
+    return torch.stack([l11, l21, (yy - l21 * l21).clamp_min(1e-6).sqrt()], 1)
+
+
+def covariance_gradient(cholesky: Tensor, gradient: Tensor) -> Tensor:
+    """Of (xx, xy, yy), xy standing for both entries, from that of their Cholesky factors.
+
+    l11 = √xx, l21 = xy / l11, l22 = √(yy − l21²).
+    """
+    l11, l21, l22 = cholesky.unbind(1)
+    of_l11, of_l21, of_l22 = gradient.unbind(1)
+    of_yy = of_l22 / (2 * l22)
+    of_l21 = of_l21 - 2 * l21 * of_yy
+    of_xy = of_l21 / l11
+    of_xx = (of_l11 - of_xy * l21) / (2 * l11)
+    return torch.stack([of_xx, of_xy, of_yy], 1)
+
+
+def make_valid_(covariances: Tensor, thinnest: float = THINNEST) -> None:
+    """The closest symmetric matrices whose eigenvalues are at least `thinnest`, in place."""
+    xx, xy, yy = covariances.unbind(1)
+    middle, half = (xx + yy) / 2, (xx - yy) / 2
+    radius = torch.hypot(half, xy)
+    small = middle - radius
+    bad = small < thinnest
+    if not bad.any():
+        return
+    large, low = (middle + radius).clamp_min(thinnest), small.clamp_min(thinnest)
+    middle, grown = (large + low) / 2, (large - low) / 2
+    share = torch.where(radius > 0, grown / radius.clamp_min(1e-30), 0)
+    fixed = torch.stack([middle + half * share, xy * share, middle - half * share], 1)
+    covariances.copy_(torch.where(bad[:, None], fixed, covariances))
+
+
+def _none(image: Tensor) -> Gaussians:
+    return Gaussians(*(image.new_zeros(0, columns) for columns in (2, 3, len(image))))
+
+
+def _bands(image: Tensor, rows: int = 256) -> list[slice]:
+    return [slice(top, min(top + rows, image.shape[1])) for top in range(0, image.shape[1], rows)]

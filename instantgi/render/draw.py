@@ -1,0 +1,166 @@
+"""The picture of whatever a fit made."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from instantgi.gaussians import RADIUS, Gaussians
+from instantgi.render.mixture import rasterize_mixture, seen_from
+from instantgi.render.published import published_sum
+from instantgi.render.sum import rasterize
+from instantgi.representations import Level, Mixture, Representation, flat
+
+
+def draw(
+    made: Representation,
+    height: int,
+    width: int,
+    *,
+    origin: tuple[float, float] = (0.0, 0.0),
+    step: tuple[float, float] = (1.0, 1.0),
+) -> Float[Tensor, "C {height} {width}"]:
+    """The picture, not clamped: of Gaussians their sum, of others as they say.
+
+    Args:
+        height, width, origin, step: as in `rasterize`.
+    """
+    if isinstance(made, Gaussians):
+        return rasterize(made, height, width, origin=origin, step=step)
+    if isinstance(made, Mixture):
+        options = {"top_k": made.top_k, "epsilon": made.epsilon}
+        return rasterize_mixture(made.gaussians, height, width, origin=origin, step=step, **options)
+    return _draw_levels(made.levels, height, width, origin, step)
+
+
+def _draw_levels(
+    levels: tuple[Level, ...],
+    height: int,
+    width: int,
+    origin: tuple[float, float],
+    step: tuple[float, float],
+) -> Tensor:
+    *coarser, level = levels
+    picture = _draw_level(level, height, width, origin, step)
+    if coarser:
+        picture += up_sample(tuple(coarser), level, height, width, origin, step)
+    return picture
+
+
+def _draw_level(level: Level, height: int, width: int, origin, step) -> Tensor:
+    gaussians = level.gaussians
+    if level.is_published:
+        if tuple(step) != (1.0, 1.0):
+            raise ValueError("what is published is drawn at its own size only")
+        means = gaussians.means - gaussians.means.new_tensor(origin)
+        drawn = published_sum(means, gaussians.cholesky, gaussians.colors, height, width)
+    else:
+        drawn = rasterize(seen_from(gaussians, origin, step), height, width)
+    return drawn.clamp_(0, 1).mul_(level.high - level.low).add_(level.low)
+
+
+def up_sample(
+    coarser: tuple[Level, ...],
+    level: Level,
+    height: int,
+    width: int,
+    origin: tuple[float, float] = (0.0, 0.0),
+    step: tuple[float, float] = (1.0, 1.0),
+) -> Float[Tensor, "C {height} {width}"]:
+    """The picture of the levels before `level`, at places given in its pixels, bilinearly."""
+    below = coarser[-1]
+    columns, left, right = _neighbors(width, origin[0], step[0], below.width, level.width)
+    rows, top, bottom = _neighbors(height, origin[1], step[1], below.height, level.height)
+    size = bottom - top, right - left
+    drawn = _draw_levels(coarser, *size, (float(left), float(top)), (1.0, 1.0))
+    return _between(_between(drawn, columns, 2), rows, 1)
+
+
+def interpolate(
+    picture: Float[Tensor, "C h w"],
+    size: tuple[int, int],
+    height: int,
+    width: int,
+    origin: tuple[float, float] = (0.0, 0.0),
+) -> Float[Tensor, "C {height} {width}"]:
+    """A part of a picture that is enlarged to a size bilinearly, with this upper left corner."""
+    columns, left, right = _neighbors(width, origin[0], 1.0, picture.shape[2], size[1])
+    rows, top, bottom = _neighbors(height, origin[1], 1.0, picture.shape[1], size[0])
+    return _between(_between(picture[:, top:bottom, left:right], columns, 2), rows, 1)
+
+
+def _neighbors(
+    count: int, origin: float, step: float, coarse: int, fine: int
+) -> tuple[tuple[Tensor, Tensor], int, int]:
+    """Where `count` places lie between centers of coarse pixels, and which of these are needed."""
+    places = (origin + (torch.arange(count, dtype=torch.float64) + 0.5) * step) * (coarse / fine)
+    places = (places - 0.5).clamp(0, coarse - 1)
+    first = places.floor().long().clamp_max(max(0, coarse - 2))
+    begin, end = int(first.min()), min(coarse, int(first.max()) + 2)
+    return (first - begin, places - first), begin, end
+
+
+def _between(picture: Tensor, neighbors: tuple[Tensor, Tensor], dim: int) -> Tensor:
+    first, share = (each.to(picture.device) for each in neighbors)
+    share = share.to(picture.dtype).reshape([-1] + [1] * (2 - dim))
+    before = picture.index_select(dim, first)
+    after = picture.index_select(dim, (first + 1).clamp_max(picture.shape[dim] - 1))
+    return before.lerp_(after, share)
+
+
+MAX_SAMPLES = 150_000_000  # of a picture whose pixels are means of several
+MAX_PAIRS = 2e11  # of a Gaussian and a pixel that it may reach: minutes
+
+
+def draw_part(
+    made: Representation, part: tuple[int, int, int, int], height: int, width: int
+) -> Float[Tensor, "C {height} {width}"]:
+    """A part (x, y, width, height) of the picture, in pixels, drawn at another size.
+
+    Where that is smaller, a pixel is the mean of several samples: one would miss what lies between.
+
+    Raises:
+        ValueError: if the samples would be more than 150 million, or what they take minutes.
+    """
+    left, top, part_width, part_height = part
+    samples = [
+        max(1, math.ceil(whole / drawn))
+        for whole, drawn in ((part_width, width), (part_height, height))
+    ]
+    fine_width, fine_height = width * samples[0], height * samples[1]
+    if fine_width * fine_height > MAX_SAMPLES:
+        raise ValueError(
+            f"{width}x{height} pixels would take {fine_width * fine_height} samples, more than "
+            f"{MAX_SAMPLES}; choose a smaller size or part"
+        )
+    scale = (fine_width / part_width, fine_height / part_height)
+    moved = flat(made).translated(-left, -top).scaled(*scale)
+    pairs = _count_pairs(moved, fine_height, fine_width)
+    if pairs > MAX_PAIRS:
+        raise ValueError(
+            f"{width}x{height} pixels would take {pairs:.1e} Gaussians at pixels, more than "
+            f"{MAX_PAIRS:.0e}; choose a smaller size or part"
+        )
+    picture = draw(
+        made,
+        fine_height,
+        fine_width,
+        origin=(left, top),
+        step=(part_width / fine_width, part_height / fine_height),
+    )
+    if samples == [1, 1]:
+        return picture
+    return torch.nn.functional.avg_pool2d(picture[None], (samples[1], samples[0]))[0]
+
+
+def _count_pairs(gaussians: Gaussians, height: int, width: int) -> float:
+    """Pixels in the boxes around the ellipses, those of all Gaussians together."""
+    means, cholesky = gaussians.means.detach().double(), gaussians.cholesky.detach().double()
+    reach = RADIUS * torch.stack([cholesky[:, 0].abs(), cholesky[:, 1:].norm(dim=1)], 1)
+    size = means.new_tensor([width, height])
+    zero = torch.zeros_like(size)
+    sides = (means + reach).minimum(size).maximum(zero) - (means - reach).maximum(zero).minimum(
+        size
+    )
+    return float(sides.prod(1).sum())

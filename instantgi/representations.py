@@ -1,0 +1,151 @@
+"""What fits make besides plain sums: Gaussians, and how they become a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from instantgi.gaussians import Gaussians, check_size
+from instantgi.render.mixture import EPSILON, TOP_K, check_mixture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+    """Gaussians whose picture is their normalised mixture, see `rasterize_mixture`.
+
+    Attributes:
+        gaussians: in the order in which they were added.
+        top_k, epsilon: of the mixture.
+        stages: how many Gaussians there were after each stage of growth, increasing; the last is
+            all of them. The first so many are a coarser picture.
+
+    Raises:
+        ValueError: if the numbers do not fit together.
+    """
+
+    gaussians: Gaussians
+    top_k: int = TOP_K
+    epsilon: float = EPSILON
+    stages: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_mixture(self.top_k, self.epsilon)
+        stages = self.stages or (len(self.gaussians),)
+        rises = all(a < b for a, b in zip((-1, *stages), stages, strict=False))
+        if not rises or stages[-1] != len(self.gaussians):
+            raise ValueError(
+                f"stages must rise to the number of Gaussians, {len(self.gaussians)}, got {stages}"
+            )
+        object.__setattr__(self, "stages", tuple(stages))
+
+    def stage(self, index: int) -> Mixture:
+        """The picture as it is without the Gaussians of later stages; −1 is all of it."""
+        stages = self.stages[: index % len(self.stages) + 1]
+        return Mixture(self.gaussians[: stages[-1]], self.top_k, self.epsilon, stages)
+
+    def flat(self) -> Gaussians:
+        return self.gaussians
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Mixture:
+        return dataclasses.replace(self, gaussians=self.gaussians.map(function))
+
+    def to(self, *args, **kwargs) -> Mixture:
+        return self.map(lambda field: field.to(*args, **kwargs))
+
+    def detach(self) -> Mixture:
+        return self.map(Tensor.detach)
+
+    def __len__(self) -> int:
+        return len(self.gaussians)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Level:
+    """Gaussians of one level, in pixels of its own grid.
+
+    Attributes:
+        height, width: of the grid.
+        low, high: the values that 0 and 1 of its clamped sum stand for.
+        is_published: the cholesky of its Gaussians are covariances (xx, xy, yy), positive or not,
+            drawn as by the published kernels; for comparison only.
+    """
+
+    gaussians: Gaussians
+    height: int
+    width: int
+    low: float = 0.0
+    high: float = 1.0
+    is_published: bool = False
+
+    def __post_init__(self) -> None:
+        check_size(self.height, self.width)
+        if not -1e6 < self.low <= self.high < 1e6:
+            raise ValueError(f"a level's range must be low ≤ high, got {self.low}, {self.high}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Levels:
+    """A picture in levels (LIG, 2025): the first is coarse, each adds what those before it lack.
+
+    The picture is low + (high − low) · clamp(sum of the last level's Gaussians) plus that of the
+    levels before it, which is drawn on their own grid and interpolated bilinearly.
+
+    Attributes:
+        levels: from coarse to fine, at least one; the last one's grid is the picture's.
+    """
+
+    levels: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("a picture in levels has at least one")
+        fields = [level.gaussians.colors for level in self.levels]
+        if len({(field.shape[1], field.dtype, field.device) for field in fields}) > 1:
+            raise ValueError("levels must have the same channels, dtype and device")
+
+    def flat(self) -> Gaussians:
+        """The Gaussians of all levels in pixels of the picture, from fine to coarse."""
+        last, parts = self.levels[-1], []
+        for level in reversed(self.levels):
+            factors = last.width / level.width, last.height / level.height
+            gaussians = level.gaussians
+            if level.is_published:
+                gaussians = _valid(gaussians)
+            parts.append(gaussians.scaled(*factors))
+        return Gaussians(
+            *(torch.cat([getattr(p, f) for p in parts]) for f in ("means", "cholesky", "colors"))
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Levels:
+        parts = [
+            dataclasses.replace(each, gaussians=each.gaussians.map(function))
+            for each in self.levels
+        ]
+        return Levels(tuple(parts))
+
+    def to(self, *args, **kwargs) -> Levels:
+        return self.map(lambda field: field.to(*args, **kwargs))
+
+    def detach(self) -> Levels:
+        return self.map(Tensor.detach)
+
+    def __len__(self) -> int:
+        return sum(len(level.gaussians) for level in self.levels)
+
+
+Representation = Gaussians | Mixture | Levels
+
+
+def _valid(gaussians: Gaussians) -> Gaussians:
+    """Of published ones those that have an ellipse."""
+    xx, xy, yy = gaussians.cholesky.unbind(-1)
+    kept = gaussians[(xx > 0) & (xx * yy - xy * xy > 0)]
+    return Gaussians.from_covariances(kept.means, kept.cholesky, kept.colors)
+
+
+def flat(made: Representation) -> Gaussians:
+    """All Gaussians in pixels of the picture, whatever is drawn of them."""
+    return made if isinstance(made, Gaussians) else made.flat()
