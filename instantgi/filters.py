@@ -1,10 +1,40 @@
-"""Separable filters on pictures."""
+"""Separable filters on pictures, and pictures in bands."""
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+BAND = 2**20  # pixels; planes of 4 MiB stay in the cache, and a small picture is one band
+
+
+class Band(NamedTuple):
+    """Rows [begin, end) of a picture, made from its rows [first, last)."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+
+    @property
+    def inner(self) -> slice:
+        """The rows of the band among those it is made from."""
+        return slice(self.begin - self.first, self.end - self.first)
+
+
+def bands(height: int, width: int, halo: int) -> Iterator[Band]:
+    """A picture cut into bands of about BAND pixels, which begin at multiples of four rows.
+
+    A filter of reach `halo` makes of a band's rows what it makes of them in the whole picture.
+    """
+    # of a very wide picture twice the halo: what is made twice is then no more than the rest
+    rows = -(-max(1, 2 * halo, BAND // max(1, width)) // 4) * 4
+    for begin in range(0, height, rows):
+        end = min(height, begin + rows)
+        yield Band(begin, end, max(0, begin - halo), min(height, end + halo))
 
 
 def gaussian_blur(image: Float[Tensor, "C H W"], deviation: float) -> Float[Tensor, "C H W"]:
@@ -12,12 +42,17 @@ def gaussian_blur(image: Float[Tensor, "C H W"], deviation: float) -> Float[Tens
 
     Outside, the picture continues with its border pixels.
     """
-    reach = math.ceil(4 * deviation)
+    reach = blur_reach(deviation)
     taps = [math.exp(-0.5 * (offset / deviation) ** 2) for offset in range(-reach, reach + 1)]
     kernel = image.new_tensor(taps) / sum(taps)
     for dim in (-1, -2):
         image = _filter(image, kernel, dim)
     return image
+
+
+def blur_reach(deviation: float) -> int:
+    """How many pixels away `gaussian_blur` looks."""
+    return math.ceil(4 * deviation)
 
 
 def _filter(image: Tensor, kernel: Tensor, dim: int) -> Tensor:
