@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 BAND = 2**20  # pixels; planes of 4 MiB stay in the cache, and a small picture is one band
@@ -65,3 +65,15 @@ def _filter(image: Tensor, kernel: Tensor, dim: int) -> Tensor:
         before = padded.narrow(dim, reach - offset, size)
         out += (before + padded.narrow(dim, reach + offset, size)) * kernel[reach + offset]
     return out
+
+
+def is_peak(plane: Float[Tensor, "H W"]) -> Bool[Tensor, "H W"]:
+    """Where none of the eight neighbors is higher."""
+    highest = plane
+    for dim in (0, 1):
+        before, size = highest, plane.shape[dim] - 1
+        highest = before.clone()
+        for there, here in ((0, 1), (1, 0)):
+            part = highest.narrow(dim, here, size)
+            torch.maximum(part, before.narrow(dim, there, size), out=part)
+    return highest == plane
