@@ -264,9 +264,9 @@ def error_of(gaussians: Gaussians, image: torch.Tensor) -> tuple[torch.Tensor, t
 @pytest.mark.gpu
 def test_a_graph_draws_what_is_there_when_it_is_replayed(gpu):
     image, gaussians = picture(40, 50).to(gpu), random_gaussians(200, 40, 50).to(gpu)
-    replayed = Replay(lambda: error_of(gaussians, image)[0], gpu)
+    replayed = Replay(gpu)
     for _ in range(5):
-        residual = replayed()
+        residual = replayed(lambda: error_of(gaussians, image)[0])
         assert torch.equal(residual, error_of(gaussians, image)[0])
         gaussians.colors.mul_(0.9)
     assert replayed.graph is not None

@@ -104,7 +104,7 @@ class LocalAdam:
         self.products = [1.0, 1.0]  # of all β₁ and all β₂ so far
         self.order = order_by_place(self.means, self.height, self.width)
         self.schedule = Schedule(6, image.device)
-        self.move = Replay(self._move, image.device)
+        self.replay = Replay(image.device)
 
     def step(self, progress: float) -> Tensor:
         self.iteration += 1
@@ -120,7 +120,7 @@ class LocalAdam:
         self.products = [product * beta for product, beta in zip(self.products, betas, strict=True)]
         corrections = [1 / (1 - product) for product in self.products]
         self.schedule.set(rate, rate * self.color_rate, *betas, *corrections)
-        return self.move()
+        return self.replay(self._move)
 
     def _error(self) -> tuple[Tensor, Tensor]:
         scene = (self.means, self.cholesky, self.colors)
