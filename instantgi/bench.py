@@ -18,7 +18,7 @@ from instantgi.fit import Progress
 from instantgi.images import to_8bit
 from instantgi.infer import Recipe, read_picture, run_stages, score
 from instantgi.metrics import flip, lpips, psnr, ssim
-from instantgi.render import rasterize
+from instantgi.render.draw import draw
 
 SUFFIXES = (
     ".png",
@@ -169,7 +169,7 @@ def _measure(path: Path, recipe: Recipe, columns: set[str]) -> dict[str, Any]:
 
     def look(progress: Progress) -> None:
         if "curve" in columns and _is_mark(progress.iteration):
-            drawn = rasterize(progress.fitter.gaussians(), height, width)
+            drawn = draw(progress.fitter.gaussians(), height, width)
             level = _finite(psnr(drawn.cpu(), image))
             point = {"iterations": progress.iteration, "seconds": progress.seconds, "psnr": level}
             points.append(point)
@@ -179,7 +179,7 @@ def _measure(path: Path, recipe: Recipe, columns: set[str]) -> dict[str, Any]:
     start, network = None, None
     for stage in run_stages(image, recipe, look):
         seconds[names.get(stage.name, "seconds_start")] = stage.seconds
-        drawn = rasterize(stage.gaussians, height, width).cpu()
+        drawn = draw(stage.gaussians, height, width).cpu()
         if stage.name != "fit":
             start = psnr(drawn, image)
         if stage.name == "network":

@@ -12,8 +12,11 @@ from typing import Any
 
 PROFILES = ("compact", "fast", "lossless")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
-METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # of instantgi.fit, without loading it
+# of instantgi.fit, without loading it; what the last two make is for comparison only
+METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs")
+BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.bench, likewise
+RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -147,8 +150,9 @@ def _fit(commands: Any) -> None:
         "--method",
         choices=METHODS,
         default="instantgi",
-        help="instantgi is ours; gaussianimage and gaussianimage-rs start from random Gaussians "
-        "and need many steps, as published 50000 (default: %(default)s)",
+        help="instantgi is ours; gaussianimage, gaussianimage-rs and lig (in two levels) start "
+        "from random Gaussians and need many steps, as published 50000, or 30000 a level; imagegs "
+        "makes a normalised mixture, as published in 10000 (default: %(default)s)",
     )
     parser.set_defaults(patch_size=3, start=None, checkpoint=None)
 
@@ -389,7 +393,7 @@ def _bench(commands: Any) -> None:
         type=_listed(_method),
         default=["instantgi"],
         metavar="A,B",
-        help=f"of {', '.join(METHODS)} (default: instantgi)",
+        help=f"of {', '.join(BENCH_METHODS)} (default: instantgi)",
     )
     add(
         "--iterations",
@@ -529,8 +533,8 @@ def _color(text: str) -> str:
 
 
 def _method(text: str) -> str:
-    if text not in METHODS:
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(METHODS)}, got {text!r}")
+    if text not in BENCH_METHODS:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(BENCH_METHODS)}, got {text!r}")
     return text
 
 
@@ -758,6 +762,8 @@ def _run_info(options: argparse.Namespace) -> int:
         "bytes": file.num_bytes,
         "bpp": 8 * file.num_bytes / (file.height * file.width),
         "profile": file.profile,
+        "drawn": RENDERERS[file.renderer.kind],
+        "parts": [part.header.num_gaussians for part in file.parts],
         "whole": file.is_whole,
         "blocks": len(file.blocks),
         "steps": file.steps and dataclasses.asdict(file.steps),
@@ -785,10 +791,15 @@ def _printable(text: str) -> str:
 
 def _run_export(options: argparse.Namespace) -> int:
     from instantgi.codec import open_file
+    from instantgi.gaussians import Gaussians
     from instantgi.npz import save_npz
 
     file = open_file(options.file)
-    save_npz(options.output, file.gaussians(), file.height, file.width)
+    made = file.made()
+    if not isinstance(made, Gaussians):
+        kind = RENDERERS[file.renderer.kind]
+        raise ValueError(f"{options.file}: is drawn as {kind}; the viewer draws plain sums only")
+    save_npz(options.output, made, file.height, file.width)
     return 0
 
 

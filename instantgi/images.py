@@ -56,6 +56,7 @@ SIGNATURES = {
     b"MM\0*": "TIFF",
     b"BM": "BMP",
 }
+PART = 2**20  # values converted at a time: their copies are few and stay in the cache
 AGAIN = "copy or download it again"
 
 ORIENTATION = 0x0112  # the tag of EXIF
@@ -185,9 +186,13 @@ def to_8bit(image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     Raises:
         ValueError: if a value is NaN.
     """
-    if image.isnan().any():
-        raise ValueError("the image holds NaN, which no level of 8 bits stands for")
-    return (image.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+    levels = torch.empty(image.shape, dtype=torch.uint8, device=image.device)
+    parts = image.detach().reshape(-1).split(PART), levels.view(-1).split(PART)
+    for values, nearest in zip(*parts, strict=True):
+        if values.isnan().any():
+            raise ValueError("the image holds NaN, which no level of 8 bits stands for")
+        nearest.copy_(values.clamp(0, 1).mul_(255).round_())
+    return levels
 
 
 def write_image(

@@ -31,11 +31,11 @@ from instantgi.fit import (
 )
 from instantgi.fit.network import expected_steps, is_ahead, network_fit, network_start
 from instantgi.folders import prepare_folder, replace_folder
-from instantgi.gaussians import Gaussians
 from instantgi.images import flatten_alpha, read_image, read_metadata, to_8bit, write_image
-from instantgi.metrics import bits_per_pixel, ms_ssim, psnr
+from instantgi.metrics import bits_per_pixel, ms_ssim, psnr_of_levels
 from instantgi.native import choose_device
-from instantgi.render import rasterize
+from instantgi.render.draw import draw
+from instantgi.representations import Representation, flat
 
 GAUSSIANS, REPORT, SNAPSHOT = "gaussians.gi", "report.json", "snapshot.gi"
 RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
@@ -91,7 +91,7 @@ class Stage:
 
     name: str  # heuristic or network, then colors; or random; or init; and at last fit
     seconds: float  # of this stage alone
-    gaussians: Gaussians
+    gaussians: Representation
     iterations: int = 0  # of the fit
 
 
@@ -159,10 +159,10 @@ def run_stages(
     yield _timed("fit", began + aside, fitted, steps)
 
 
-def _better(image: Tensor, start: Gaussians, fitted: Gaussians) -> Gaussians:
+def _better(image: Tensor, start: Representation, fitted: Representation) -> Representation:
     """The first steps from a network lose some of what it knew."""
     errors = [
-        float((rasterize(gaussians, *image.shape[1:]) - image).square().sum())
+        float((draw(gaussians, *image.shape[1:]) - image).square().sum())
         for gaussians in (start, fitted)
     ]
     return start if errors[0] < errors[1] else fitted
@@ -202,9 +202,9 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         yield _timed("random", began, gaussians)
 
 
-def _timed(name: str, began: float, gaussians: Gaussians, iterations: int = 0) -> Stage:
+def _timed(name: str, began: float, gaussians: Representation, iterations: int = 0) -> Stage:
     """A stage that is done: what a GPU still has to do for it is waited for."""
-    if gaussians.means.is_cuda:
+    if flat(gaussians).means.is_cuda:
         torch.cuda.synchronize()
     return Stage(name, time.perf_counter() - began, gaussians, iterations)
 
@@ -217,7 +217,7 @@ def _load_network(checkpoint: str, device: str) -> Any:
     return InstantGI.from_pretrained(checkpoint).to(device)
 
 
-def _load_start(path: str, image: Tensor) -> Gaussians:
+def _load_start(path: str, image: Tensor) -> Representation:
     file = open_file(path)
     channels, height, width = image.shape
     if (file.channels, file.height, file.width) != (channels, height, width):
@@ -225,10 +225,10 @@ def _load_start(path: str, image: Tensor) -> Gaussians:
             f"{path}: is of {file.width}x{file.height} pixels in {file.channels} channels, "
             f"the picture is {width}x{height} in {channels}; start from Gaussians of the same kind"
         )
-    return file.gaussians().to(image)
+    return file.made().to(image)
 
 
-def _save(path: Path, gaussians: Gaussians, size: tuple[int, int], metadata: Metadata) -> None:
+def _save(path: Path, gaussians: Representation, size: tuple[int, int], metadata: Metadata) -> None:
     data = encode(gaussians.to("cpu"), *size, profile="lossless", metadata=metadata)
     with replace_on_success(path) as partial:
         partial.write_bytes(data)
@@ -236,7 +236,7 @@ def _save(path: Path, gaussians: Gaussians, size: tuple[int, int], metadata: Met
 
 def score(picture: UInt8[Tensor, "C H W"], image: UInt8[Tensor, "C H W"]) -> Scores:
     """PSNR and MS-SSIM of two pictures of 8 bits."""
-    decibels = psnr(picture / 255, image / 255)
+    decibels = psnr_of_levels(picture, image)
     if math.isinf(decibels):
         decibels = None
     # channel by channel, which is how MS-SSIM is defined: all at once would take thrice the memory
@@ -319,7 +319,7 @@ def infer_image(
     for stage in run_stages(image, recipe, look):
         scores = Scores()
         if stage.name != "heuristic":
-            pictures.append(to_8bit(rasterize(stage.gaussians, height, width).cpu()))
+            pictures.append(to_8bit(draw(stage.gaussians, height, width).cpu()))
             scores = score(pictures[-1], original)
         timed = {"name": stage.name, "seconds": stage.seconds}
         stages.append(timed | dataclasses.asdict(scores))
@@ -331,7 +331,7 @@ def infer_image(
         "num_gaussians": len(stage.gaussians),
         "method": recipe.method,
         "iterations": stage.iterations,
-        "device": device_name(stage.gaussians.means.device),
+        "device": device_name(flat(stage.gaussians).means.device),
         "threads": torch.get_num_threads(),
         "seed": recipe.seed,
         "version": _version(),
@@ -377,7 +377,7 @@ def _write_pictures(
     folder: Path,
     original: UInt8[Tensor, "C H W"],
     pictures: list[Tensor],
-    gaussians: Gaussians,
+    gaussians: Representation,
     report: dict[str, Any],
 ) -> None:
     from instantgi.overview import draw_overview
@@ -385,7 +385,7 @@ def _write_pictures(
     *_, initial, final = pictures
     write_image(folder / "init.png", initial / 255)
     write_image(folder / "render.png", final / 255)
-    sheet = draw_overview(original, initial, final, gaussians, report)
+    sheet = draw_overview(original, initial, final, flat(gaussians), report)
     sheet.save(folder / "overview.png")
 
 

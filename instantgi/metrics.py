@@ -10,10 +10,10 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from instantgi.images import to_8bit
+from instantgi.images import PART, to_8bit
 
 # Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment", 2004, section III.B and III.C
 WINDOW_TAPS, WINDOW_SIGMA = 11, 1.5
@@ -33,9 +33,24 @@ def psnr(
     is rounded as well. The squares are summed in integers, so the value is exact.
     """
     _check_pair(image, target)
-    difference = to_8bit(image).to(torch.int16) - to_8bit(target).to(torch.int16)
-    squares = int((difference.to(torch.int32) ** 2).sum(dtype=torch.int64))
+    parts = image.reshape(-1).split(PART), target.reshape(-1).split(PART)
+    squares = sum(_squares(to_8bit(a), to_8bit(b)) for a, b in zip(*parts, strict=True))
     return psnr_from_mse(squares / 255**2 / image.numel())
+
+
+def psnr_of_levels(
+    levels: UInt8[Tensor, "channels height width"], target: UInt8[Tensor, "channels height width"]
+) -> float:
+    """`psnr` of pictures that are of 8 bits already."""
+    _check_pair(levels, target)
+    parts = levels.reshape(-1).split(PART), target.reshape(-1).split(PART)
+    squares = sum(_squares(a, b) for a, b in zip(*parts, strict=True))
+    return psnr_from_mse(squares / 255**2 / levels.numel())
+
+
+def _squares(levels: Tensor, target: Tensor) -> int:
+    """Σ (a − b)²"""
+    return int((levels.int() - target.int()).square().sum(dtype=torch.int64))
 
 
 def psnr_from_mse(mse: float) -> float:
@@ -170,14 +185,25 @@ def _halve(image: Tensor) -> Tensor:
 
 
 def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """The means of l · cs and of cs over one channel [H, W]."""
+    """The means of l · cs and of cs over one channel [H, W], worked on in bands of rows."""
+    height, width = a.shape
+    down, right = (len(gaussian_window(size)) - 1 for size in (height, width))
+    rows = max(1, PART // width)
+    bands = [slice(top, top + rows + down) for top in range(0, height - down, rows)]
+    sums = torch.stack([_sums(a[band], b[band]) for band in bands]).sum(0)
+    similarity, structure = sums / ((height - down) * (width - right))
+    return similarity, structure
+
+
+def _sums(a: Tensor, b: Tensor) -> Tensor:
+    """Σ l · cs and Σ cs [2]."""
     moments = _blur(torch.stack([a, b, a * a, b * b, a * b]))
     mean_a, mean_b, mean_aa, mean_bb, mean_ab = moments
     variances = (mean_aa - mean_a**2) + (mean_bb - mean_b**2)
     covariance = mean_ab - mean_a * mean_b
     structure = (2 * covariance + C2) / (variances + C2)
     luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    return (luminance * structure).mean(), structure.mean()
+    return torch.stack([(luminance * structure).sum(), structure.sum()])
 
 
 def _blur(images: Tensor) -> Tensor:

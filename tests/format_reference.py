@@ -15,7 +15,13 @@ Gaussian = tuple[float, ...]  # x, y, l11, l21, l22 and the channels
 
 
 def read(data: bytes) -> tuple[dict[str, Any], list[Gaussian]]:
-    """The header and the Gaussians of a whole file."""
+    """The header and the Gaussians of a whole file of one part."""
+    ((header, gaussians),) = read_parts(data)
+    return header, gaussians
+
+
+def read_parts(data: bytes) -> list[tuple[dict[str, Any], list[Gaussian]]]:
+    """The header and the Gaussians of each part of a whole file."""
     assert data[:8] == bytes.fromhex("894749 0D0A1A0A 00")
     at, chunks = 8, []
     while True:
@@ -28,14 +34,28 @@ def read(data: bytes) -> tuple[dict[str, Any], list[Gaussian]]:
             break
         if not kind[:1].islower():
             chunks.append((kind, payload))
+    number = 1
+    if chunks[1:] and chunks[1][0] == b"PART":
+        (number,) = chunks.pop(1)[1]
+    starts = [i for i, chunk in enumerate(chunks) if chunk[0] == b"HEAD"]
+    assert len(starts) == number
+    ends = [*starts[1:], len(chunks)]
+    return [read_part(chunks[i:end]) for i, end in zip(starts, ends, strict=True)]
+
+
+def read_part(chunks: list[tuple[bytes, bytes]]) -> tuple[dict[str, Any], list[Gaussian]]:
     names = "version renderer profile channels height width num".split()
     header: dict[str, Any] = dict(
         zip(names, struct.unpack_from("<BBBBIII", chunks[0][1]), strict=True)
     )
-    assert (header["version"], header["renderer"]) == (1, 0)
+    assert header["version"] == 1
+    rest_of_header = 16
     if header["profile"]:
         steps = struct.unpack_from("<fBfff", chunks[0][1], 16)
         header |= zip("position sizes shape luma chroma".split(), steps, strict=True)
+        rest_of_header += 17
+    layout = ["<", "<Bf", "<ff"][header["renderer"]]
+    header["numbers"] = struct.unpack(layout, chunks[0][1][rest_of_header:])
     step = header.get("position", 1.0)
     wide, high = (max(1, math.ceil(header[name] / step)) for name in ("width", "height"))
     blocks = [(header["num"], 0, 0, wide, high)]

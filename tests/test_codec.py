@@ -75,11 +75,12 @@ from instantgi.codec.quantize import (
 from instantgi.codec.refit import RateAware, fit_quantised, worth_their_bits
 from instantgi.codec.target import Target, encode_image
 from instantgi.fit import fit_image
-from instantgi.gaussians import Gaussians
+from instantgi.gaussians import FIELDS, Gaussians
 from instantgi.images import read_image, to_8bit, write_image
 from instantgi.metrics import psnr
 from instantgi.render import rasterize
-from instantgi.render.draw import draw_part
+from instantgi.render.draw import draw, draw_part
+from instantgi.representations import Level, Levels, Mixture, flat
 
 
 def assert_same(one: Gaussians, other: Gaussians) -> None:
@@ -453,7 +454,7 @@ def test_a_part_needs_some_blocks_and_is_the_same(blocked, part):
 def test_damage_elsewhere_does_not_matter_to_a_part(blocked):
     _, file = blocked
     data = bytearray(file._data)
-    data[file._planes[len(file.blocks) - 1][2].begin] ^= 1
+    data[file.parts[0].planes[len(file.blocks) - 1][2].begin] ^= 1
     damaged = open_file(bytes(data))
     part = (0, 0, 20, 15)
     assert torch.equal(damaged.render(crop=part), file.render(crop=part))
@@ -555,7 +556,8 @@ def test_unknown_chunks_are_skipped_if_they_may_be():
     "place, value, message",
     [
         (0, VERSION + 1, rf"format version {VERSION + 1}, .* upgrade instantgi"),
-        (1, 1, "renderer 1"),
+        (1, 3, "renderer 3"),
+        (1, 1, "a header of 33 bytes, not 38"),
         (2, 7, "profile 7"),
         (3, 0, "in 0 channels"),
         (4, 0, "40x0 pixels"),
@@ -912,7 +914,7 @@ def test_info_prints_no_line_of_a_stranger(tmp_path, capsys):
         path.write_bytes(pack([*chunks, *extra]))
         assert main(["info", str(path)]) == 0
         out = capsys.readouterr().out
-        assert "\x1b" not in out and len(out.splitlines()) == 13
+        assert "\x1b" not in out and len(out.splitlines()) == 15
         assert main(["info", str(path), "--json"]) == 0
         found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
         assert (found["recipe"] is None) == bool(extra)
@@ -972,7 +974,8 @@ def test_enormous_numbers_come_back():
     gaussians.cholesky[:] = torch.tensor([1000.0, 0.0, 1000.0])
     gaussians.colors[:200], gaussians.colors[200:] = -1e9, 1e9
     for profile in PROFILES:
-        assert decode(encode(gaussians, 50, 50, profile=profile)).colors.abs().min() > 0
+        made = flat(decode(encode(gaussians, 50, 50, profile=profile)))
+        assert made.colors.abs().min() > 0
 
 
 def test_sizes_that_make_no_sense_are_refused():
@@ -1006,3 +1009,108 @@ def test_a_coarser_picture_is_opaque_and_the_same_in_parts(blocked):
         coarse = open_file(file._data[: frame.begin + frame.length + 4], whole=False)
         whole = coarse.render()[:, 20:50, 30:70]
         assert_close(coarse.render(crop=(30, 20, 40, 30)), whole, rtol=0, atol=1e-5)
+
+
+# Parts: stages of a mixture, levels
+
+
+def made_in_parts(kind: str, seed: int = 0) -> Mixture | Levels:
+    scene = random_gaussians(260, 40, 60, scales=(1, 4), seed=seed)
+    if kind == "mixture":
+        return Mixture(scene, top_k=7, epsilon=1e-3, stages=(130, 200, 260))
+    coarse = random_gaussians(60, 20, 30, scales=(1, 3), seed=seed + 1)
+    return Levels((Level(coarse, 20, 30), Level(scene, 40, 60, -0.75, 0.5)))
+
+
+@pytest.mark.parametrize("kind", ["mixture", "levels"])
+def test_parts_come_back_as_they_were(kind):
+    made = made_in_parts(kind)
+    again = decode(encode(made, 40, 60, profile="lossless"))
+    assert type(again) is type(made)
+    for name in FIELDS:
+        assert torch.equal(getattr(flat(again), name), getattr(flat(made), name))
+    assert torch.equal(draw(again, 40, 60), draw(made, 40, 60))
+    if isinstance(again, Mixture):
+        assert (again.top_k, again.stages) == (7, (130, 200, 260))
+    elif isinstance(again, Levels):
+        assert [(level.low, level.high) for level in again.levels] == [(0, 1), (-0.75, 0.5)]
+
+
+@pytest.mark.parametrize("profile", ["lossless", "fast", "compact"])
+@pytest.mark.parametrize("kind", ["mixture", "levels"])
+def test_parts_are_what_the_specification_says(kind, profile):
+    data = encode(made_in_parts(kind), 40, 60, profile=profile)
+    made = open_file(data).made()
+    if isinstance(made, Mixture):
+        ends = made.stages
+        expected = [made.gaussians[a:b] for a, b in zip((0, *ends), ends, strict=False)]
+    else:
+        assert isinstance(made, Levels)
+        expected = [level.gaussians for level in made.levels]
+    found = format_reference.read_parts(data)
+    assert len(found) == len(expected)
+    for (head, rows), gaussians in zip(found, expected, strict=True):
+        assert head["renderer"] == (1 if kind == "mixture" else 2)
+        numbers = torch.cat([getattr(gaussians, name) for name in FIELDS], 1)
+        torch.testing.assert_close(torch.tensor(rows), numbers, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "levels"])
+def test_the_first_parts_are_a_coarser_picture(kind):
+    made = made_in_parts(kind)
+    data = encode(made, 40, 60, profile="lossless")
+    second = data.rindex(b"HEAD")
+    coarse = open_file(data[: second - 4], whole=False).made()
+    if isinstance(made, Mixture):
+        expected = draw(made.stage(1), 40, 60)
+        assert torch.equal(draw(coarse, 40, 60), expected)
+    else:
+        assert isinstance(coarse, Levels) and len(coarse.levels) == 1
+        assert torch.equal(flat(coarse).means, made.levels[0].gaussians.means)
+    with pytest.raises(FormatError, match="of [23] parts|ends early"):
+        open_file(data[: second - 4])
+
+
+@pytest.mark.parametrize("kind", ["mixture", "levels"])
+def test_a_part_of_a_picture_in_parts_is_that_part(kind):
+    scene = random_gaussians(60_000, 300, 400, scales=(0.5, 2))
+    made: Mixture | Levels = Mixture(scene, stages=(50_000, 60_000))
+    if kind == "levels":
+        coarse = random_gaussians(5000, 150, 200)
+        made = Levels((Level(coarse, 150, 200), Level(scene, 300, 400, -0.5, 0.5)))
+    file = open_file(encode(made, 300, 400, profile="lossless"))
+    assert len(file.blocks) > 2
+    part = file.render(crop=(210, 130, 90, 70))
+    # means are moved by whole pixels: their sum with a pixel center may round
+    torch.testing.assert_close(part, file.render()[:, 130:200, 210:300], rtol=0, atol=1e-4)
+
+
+def test_parts_that_do_not_belong_together_are_refused():
+    mixture, levels = (
+        unpack(encode(made_in_parts(kind), 40, 60, profile="lossless"))
+        for kind in ("mixture", "levels")
+    )
+    plain = unpack(encode(random_gaussians(9, 40, 60), 40, 60, profile="lossless"))
+    for chunks, text in (
+        ([*mixture[:3], *levels[3:]], "parts do not belong"),
+        ([*plain, *plain], "parts do not belong"),
+        ([mixture[0], Chunk(b"PART", b"\x02"), *mixture[2:]], "3 of 2 parts"),
+        ([mixture[0], Chunk(b"PART", b"\x04"), *mixture[2:]], "3 of 4 parts"),
+        ([mixture[0], Chunk(b"PART", b"\x03\0"), *mixture[2:]], "number of parts has the wrong"),
+        ([mixture[0], *mixture[2:]], "3 of 1 parts"),
+        ([*mixture[:2], *mixture[3:]], "ends early, and another follows"),
+        ([*mixture[:3], mixture[1], *mixture[3:]], "number of parts stands elsewhere"),
+    ):
+        with pytest.raises(FormatError, match=text):
+            open_file(pack(chunks))
+
+
+def test_what_no_file_can_hold_is_refused():
+    made = made_in_parts("levels")
+    assert isinstance(made, Levels)
+    with pytest.raises(ValueError, match="the last level is of 60x40, not 50x40"):
+        encode(made, 40, 50)
+    level = made.levels[1]
+    published = Level(level.gaussians, 40, 60, is_published=True)
+    with pytest.raises(ValueError, match="has no ellipses that a file could hold"):
+        encode(Levels((published,)), 40, 60)

@@ -11,7 +11,7 @@ from instantgi.points import (
     scale_map,
     triangulate,
 )
-from instantgi.points.dither import dither_map_reference
+from instantgi.points.dither import dither_cells, dither_map_reference, kept_cells
 
 # one cell wide or high, narrower than the rows that advance together, just wide enough, and odd
 SIZES = [
@@ -151,6 +151,21 @@ def test_scaled_map_has_the_wanted_number_of_points(height, width, k, fraction):
     assert cells.numel() == num_cells
     assert_close(float(cells.sum()), float(wanted), atol=1e-3, rtol=1e-6)  # float32 cells
     assert abs(len(dither(scaled, k)) - wanted) <= 1
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_cells_are_dithered_to_the_points_of_their_map(height, width, k):
+    position_map = smooth_map(height, width)
+    cells = kept_cells(position_map, k, largest=float("inf"))
+    expected = dither(scale_map(position_map, cells.numel() // 2, k), k)
+    assert torch.equal(dither_cells(cells, cells.numel() // 2, k), expected)
+
+
+@pytest.mark.parametrize("k", [0, -2])
+def test_dither_needs_a_positive_cell(k):
+    with pytest.raises(ValueError, match="k must be a positive number of pixels"):
+        dither(torch.ones(4, 4), k)
 
 
 def test_scaling_keeps_the_proportions_of_cells_below_one():

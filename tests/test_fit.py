@@ -1,4 +1,6 @@
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -218,6 +220,19 @@ def test_fit_stops_after_the_seconds_given():
     seen: list[Progress] = []
     fit_image(picture(64, 64), seconds=0.3, on_progress=seen.append, report_every=1)
     assert 0.2 < seen[-1].seconds < 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_fit_held_is_freed_with_its_last_name(method):
+    fitter = METHODS[method]()
+    fit_image(picture(16, 16), method=fitter, num_gaussians=20, iterations=3)
+    alive = weakref.ref(fitter)
+    gc.disable()  # gigabytes must not wait for it
+    try:
+        del fitter
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_time_in_callbacks_does_not_count():

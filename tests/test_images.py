@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageCms
 from torch.testing import assert_close
 
+from instantgi import images
 from instantgi.files import replace_on_success
 from instantgi.images import ImageError, flatten_alpha, read_image, to_8bit, write_image
 
@@ -540,6 +541,17 @@ def test_to_8bit_inverts_division_by_255():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_8bit(levels / 255), levels)
     assert torch.equal(to_8bit((levels / 255).double()), levels)
+
+
+def test_to_8bit_works_on_parts_of_any_layout(monkeypatch):
+    values = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = (values * 255).round().byte().permute(1, 2, 0)
+    monkeypatch.setattr(images, "PART", 11)
+    assert torch.equal(to_8bit(values.permute(1, 2, 0)), expected)
+    assert to_8bit(values[:0]).shape == (0, 5, 7)
+    values[2, 4, 6] = torch.nan
+    with pytest.raises(ValueError, match="the image holds NaN"):
+        to_8bit(values)
 
 
 def test_to_8bit_rounds_to_nearest_and_clamps():

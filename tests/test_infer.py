@@ -22,6 +22,7 @@ from instantgi.images import read_image, to_8bit, write_image
 from instantgi.infer import RESULTS, Curve, Recipe, infer_image, run_stages, to_json
 from instantgi.render import rasterize
 from instantgi.render.draw import draw_part
+from instantgi.representations import flat
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(set(RESULTS) - {"snapshot.gi"})
@@ -112,10 +113,10 @@ def test_random_start_is_that_of_the_published_method(picture):
     random, fit = run_stages(image, recipe)
     expected = fit_image(image, method="gaussianimage", iterations=4, num_gaussians=50, seed=2)
     assert random.name == "random"
-    assert torch.equal(fit.gaussians.cholesky, expected.cholesky)
+    assert torch.equal(flat(fit.gaussians).cholesky, expected.cholesky)
     fitter = make_fitter("gaussianimage")
     fitter.start(image, None, 50, 2)
-    assert torch.equal(random.gaussians.means, fitter.gaussians().means)
+    assert torch.equal(flat(random.gaussians).means, fitter.gaussians().means)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_failure_keeps_the_older_result(picture, folder, monkeypatch):
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(infer, "rasterize", fail)
+    monkeypatch.setattr(infer, "draw", fail)
     with pytest.raises(KeyboardInterrupt):
         quick(picture, folder)
     assert names(folder) == FILES

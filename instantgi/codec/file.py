@@ -1,6 +1,7 @@
 """Gaussians ↔ the bytes of a file; docs/format.md is the specification."""
 
 import os
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +14,35 @@ from instantgi.codec.compact import decode_planes, encode_planes
 from instantgi.codec.fixed import decode_fixed, encode_fixed
 from instantgi.codec.header import (
     FARTHEST,
+    LEVEL,
+    MIXTURE,
     PROFILES,
     Block,
     Header,
+    Renderer,
     Steps,
     blocks_of,
     pack_blocks,
     side_of_blocks,
 )
-from instantgi.codec.index import GRID, HEAD, PADDING, PER_BYTE, Bytes, Index, Metadata, software
+from instantgi.codec.index import (
+    GRID,
+    HEAD,
+    NUM_PARTS,
+    PADDING,
+    PARTS,
+    PER_BYTE,
+    Bytes,
+    Index,
+    Metadata,
+    Part,
+    check_parts,
+    software,
+)
 from instantgi.codec.quantize import Quantised
-from instantgi.gaussians import FIELDS, RADIUS, Gaussians, check_size
+from instantgi.gaussians import FIELDS, Gaussians, check_size
 from instantgi.render.draw import draw_part
+from instantgi.representations import Level, Levels, Mixture, Representation, flat
 
 GRAY = 0.25  # of colors times size, until colors are known
 
@@ -33,7 +51,7 @@ GRAY = 0.25  # of colors times size, until colors are known
 
 
 def encode(
-    gaussians: Gaussians,
+    made: Representation,
     height: int,
     width: int,
     *,
@@ -41,7 +59,7 @@ def encode(
     steps: Steps | None = None,
     metadata: Metadata | None = None,
 ) -> bytes:
-    """A file of these Gaussians.
+    """A file of Gaussians, a mixture, or levels.
 
     Args:
         height, width: of the picture, in pixels.
@@ -59,6 +77,59 @@ def encode(
     check_size(height, width)
     if profile not in PROFILES:
         raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
+    parts = [
+        _numbers_of(gaussians, *size, profile, steps, renderer)
+        for gaussians, size, renderer in _split(made, height, width)
+    ]
+    return _write(parts, metadata)
+
+
+class Numbers(NamedTuple):
+    """A part that is about to be written."""
+
+    header: Header
+    places: np.ndarray  # [N, 2] in the lattice, by which Gaussians fall into blocks
+    gaussians: Gaussians  # that a reader will see
+    stored: Quantised | np.ndarray
+
+
+def _split(
+    made: Representation, height: int, width: int
+) -> list[tuple[Gaussians, tuple[int, int], Renderer]]:
+    """The parts of a file, each with its size and renderer."""
+    if isinstance(made, Gaussians):
+        return [(made, (height, width), Renderer())]
+    if isinstance(made, Mixture):
+        epsilon = float(np.float32(made.epsilon))
+        renderer = Renderer(MIXTURE, (made.top_k, epsilon))
+        begins = (0, *made.stages[:-1])
+        stages = zip(begins, made.stages, strict=True)
+        return [(made.gaussians[begin:end], (height, width), renderer) for begin, end in stages]
+    last = made.levels[-1]
+    if (last.height, last.width) != (height, width):
+        raise ValueError(f"the last level is of {last.width}x{last.height}, not {width}x{height}")
+    if any(level.is_published for level in made.levels):
+        raise ValueError(
+            "what the published kernels draw has no ellipses that a file could hold; use method lig"
+        )
+    return [
+        (
+            level.gaussians,
+            (level.height, level.width),
+            Renderer(LEVEL, (float(np.float32(level.low)), float(np.float32(level.high)))),
+        )
+        for level in made.levels
+    ]
+
+
+def _numbers_of(
+    gaussians: Gaussians,
+    height: int,
+    width: int,
+    profile: str,
+    steps: Steps | None,
+    renderer: Renderer,
+) -> Numbers:
     for name in FIELDS:
         if not getattr(gaussians, name).isfinite().all():
             raise ValueError(f"{name} has values that are not finite, which no file holds")
@@ -66,14 +137,31 @@ def encode(
         steps = steps or Steps.for_density(len(gaussians) / (height * width))
         steps.check()
         quantised = quantise(gaussians, height, width, steps)
-        return encode_quantised(quantised, height, width, steps, profile, metadata)
+        return _quantised_numbers(quantised, height, width, steps, profile, renderer)
     fields = [getattr(gaussians, name).detach().cpu() for name in FIELDS]
     if any(field.dtype != torch.float32 for field in fields):
         raise ValueError(f"lossless files hold float32, got {fields[0].dtype}; convert with .to()")
-    header = Header(profile, fields[2].shape[1], height, width, len(gaussians), None)
+    num, channels = fields[2].shape
+    header = Header(profile, channels, height, width, num, None, renderer)
     numbers = torch.cat(fields, 1).numpy()
     places = np.clip(np.floor(fields[0].double().numpy()), 0, np.array([width, height]) - 1)
-    return _write(header, places.astype(np.int64), Gaussians(*fields), numbers, metadata)
+    return Numbers(header, places.astype(np.int64), Gaussians(*fields), numbers)
+
+
+def _quantised_numbers(
+    quantised: Quantised,
+    height: int,
+    width: int,
+    steps: Steps,
+    profile: str,
+    renderer: Renderer,
+) -> Numbers:
+    num, channels = quantised.colors.shape
+    header = Header(profile, channels, height, width, num, steps, renderer)
+    everywhere = Block(num, None, (0, 0), header.lattice())
+    _check_numbers(quantised, everywhere, steps, ValueError)
+    gaussians = quantize.gaussians_of(quantised, steps)
+    return Numbers(header, quantised.points, gaussians, quantised)
 
 
 def quantise(gaussians: Gaussians, height: int, width: int, steps: Steps) -> Quantised:
@@ -100,22 +188,30 @@ def encode_quantised(
 ) -> bytes:
     """A file of Gaussians that are integers already; `profile` is "fast" or "compact"."""
     check_size(height, width)
-    num, channels = quantised.colors.shape
-    header = Header(profile, channels, height, width, num, steps)
-    everywhere = Block(num, None, (0, 0), header.lattice())
-    _check_numbers(quantised, everywhere, steps, ValueError)
-    gaussians = quantize.gaussians_of(quantised, steps)
-    return _write(header, quantised.points, gaussians, quantised, metadata)
+    return _write(
+        [_quantised_numbers(quantised, height, width, steps, profile, Renderer())], metadata
+    )
 
 
-def _write(
-    header: Header,
-    places: np.ndarray,
-    gaussians: Gaussians,
-    numbers: Quantised | np.ndarray,
-    metadata: Metadata | None,
-) -> bytes:
-    """Args: places [N, 2] in the lattice, by which Gaussians fall into blocks; numbers to store."""
+def _write(parts: list[Numbers], metadata: Metadata | None) -> bytes:
+    check_parts([part.header for part in parts], ValueError)
+    chunks, counts = [], []
+    for part in parts:
+        written, filled = _write_part(part)
+        chunks += written
+        counts += filled
+        if len(parts) > 1 and part is parts[0]:
+            chunks.insert(1, Chunk(PARTS, NUM_PARTS.pack(len(parts))))
+    chunks += (metadata or software()).chunks()
+    missing = _missing(chunks, counts, parts[0].header.kinds()[0])
+    if missing > 0:
+        chunks.insert(1 + (len(parts) > 1), Chunk(PADDING, bytes(missing)))
+    return pack(chunks)
+
+
+def _write_part(part: Numbers) -> tuple[list[Chunk], list[int]]:
+    """Its chunks, and the numbers of Gaussians of its blocks that have some."""
+    header, places, gaussians, numbers = part
     chunks = [Chunk(HEAD, header.pack())]
     side = side_of_blocks(header)
     chosen = [np.arange(header.num_gaussians)]
@@ -127,7 +223,8 @@ def _write(
         order = np.argsort(block, kind="stable")
         counts = np.bincount(block, minlength=across * down)
         chosen = np.split(order, np.cumsum(counts)[:-1])
-        boxes = np.array([_box(gaussians[torch.from_numpy(each)]) for each in chosen])
+        radius = header.renderer.radius
+        boxes = np.array([_box(gaussians[torch.from_numpy(each)], radius) for each in chosen])
         grid = pack_blocks(side, counts, boxes)
         chunks.append(Chunk(GRID, grid))
     by_block = [
@@ -137,11 +234,7 @@ def _write(
     ]
     for i, kind in enumerate(header.kinds()):
         chunks += [Chunk(kind, payloads[i]) for payloads in by_block]
-    chunks += (metadata or software()).chunks()
-    missing = _missing(chunks, [len(each) for each in chosen if len(each)], header.kinds()[0])
-    if missing > 0:
-        chunks.insert(1, Chunk(PADDING, bytes(missing)))
-    return pack(chunks)
+    return chunks, [len(each) for each in chosen if len(each)]
 
 
 def _missing(chunks: list[Chunk], counts: list[int], first: bytes) -> int:
@@ -156,12 +249,12 @@ def _missing(chunks: list[Chunk], counts: list[int], first: bytes) -> int:
     return missing
 
 
-def _box(gaussians: Gaussians) -> list[int]:
+def _box(gaussians: Gaussians, radius: float) -> list[int]:
     """Where they show, px, rounded outwards."""
     if not len(gaussians):
         return [0, 0, 0, 0]
     means, cholesky = gaussians.means.double(), gaussians.cholesky.double()
-    reach = RADIUS * torch.stack([cholesky[:, 0].abs(), cholesky[:, 1:].norm(dim=1)], 1)
+    reach = radius * torch.stack([cholesky[:, 0].abs(), cholesky[:, 1:].norm(dim=1)], 1)
     low, high = (means - reach).min(0).values, (means + reach).max(0).values
     # float32 arithmetic of a rasterizer may see it a little larger
     low, high = (low - 1).floor(), (high + 1).ceil()
@@ -196,24 +289,34 @@ def open_file(file: str | os.PathLike | Bytes, *, whole: bool = True) -> "File":
     return File(file, whole=whole)
 
 
-def decode(data: Bytes, *, whole: bool = True) -> Gaussians:
-    """The Gaussians of a file: float32 on the CPU, the same bits on every machine.
+def decode(data: Bytes, *, whole: bool = True) -> Representation:
+    """What a file holds, as it was encoded: float32 on the CPU, the same bits on every machine.
 
     Args:
         whole: False also takes the beginning of a file, from the positions on: without colors it
-            is gray, without shapes its Gaussians are round.
+            is gray, without shapes its Gaussians are round; a mixture lacks its last stages and
+            levels the finest.
 
     Raises:
         FormatError: if it is no file of ours, of another version, or damaged.
     """
-    return File(data, whole=whole).gaussians()
+    return File(data, whole=whole).made()
 
 
 class File(Index):
     """A file, decoded as far as it is asked for."""
 
     def gaussians(self, part: tuple[float, float, float, float] | None = None) -> Gaussians:
-        """All Gaussians, or those of the blocks that show in a part (x, y, width, height).
+        """All Gaussians in pixels of the picture, or those of the blocks that show in a part
+        (x, y, width, height); of levels from fine to coarse. How they are drawn says `made`.
+
+        Raises:
+            FormatError: if the file is damaged there; without a part, if it is anywhere.
+        """
+        return flat(self.made(part))
+
+    def made(self, part: tuple[float, float, float, float] | None = None) -> Representation:
+        """What was encoded, or as much of it as a part (x, y, width, height) needs.
 
         Raises:
             FormatError: if the file is damaged there; without a part, if it is anywhere.
@@ -222,13 +325,29 @@ class File(Index):
             if part is None:
                 for frame in self._frames:
                     frame.payload(self._data)
-            made = [
-                self._decode_block(i)
-                for i, block in enumerate(self.blocks)
-                if self._planes.get(i) and (not self.is_whole or block.is_seen(part))
-            ]
-        made = made or [Gaussians(*(torch.zeros(0, k) for k in (2, 3, self.channels)))]
-        return Gaussians(*(torch.cat([getattr(g, name) for g in made]) for name in FIELDS))
+            made = [self._decode_part(each, part) for each in self.parts]
+        if self.renderer.kind == MIXTURE:
+            top_k, epsilon = self.renderer.numbers
+            # of a part of the picture a stage may have none
+            counts = np.cumsum([len(gaussians) for gaussians in made]).tolist()
+            stages = tuple(sorted({*counts} - ({0} if counts[-1] else set())))
+            return Mixture(_joined(made), int(top_k), epsilon, stages)
+        if self.renderer.kind == LEVEL:
+            levels = zip(self.parts, made, strict=True)
+            return Levels(tuple(_level(each.header, gaussians) for each, gaussians in levels))
+        return made[0]
+
+    def _decode_part(
+        self, part: Part, shown: tuple[float, float, float, float] | None
+    ) -> Gaussians:
+        if (part.header.height, part.header.width) != (self.height, self.width):
+            shown = None  # a coarser level is small, and its neighbors count too
+        made = [
+            self._decode_block(part, i)
+            for i, block in enumerate(part.blocks)
+            if part.planes.get(i) and (not self.is_whole or block.is_seen(shown))
+        ]
+        return _joined(made or [Gaussians(*(torch.zeros(0, k) for k in (2, 3, self.channels)))])
 
     def render(
         self,
@@ -250,11 +369,11 @@ class File(Index):
             raise ValueError(f"crop must be (x, y, width, height) of at least a pixel, got {part}")
         height, width = part[3] if height is None else height, part[2] if width is None else width
         check_size(height, width)
-        return draw_part(self.gaussians(None if crop is None else part), part, height, width)
+        return draw_part(self.made(None if crop is None else part), part, height, width)
 
-    def _decode_block(self, i: int) -> Gaussians:
-        block, header = self.blocks[i], self.header
-        payloads = [frame.payload(self._data) for frame in self._planes[i]]
+    def _decode_block(self, part: Part, i: int) -> Gaussians:
+        block, header = part.blocks[i], part.header
+        payloads = [frame.payload(self._data) for frame in part.planes[i]]
         if header.steps is None:
             return _lossless(block.num_gaussians, header.channels, payloads[0])
         if header.profile == "fast":
@@ -266,6 +385,15 @@ class File(Index):
         if len(payloads) < 3:  # no luma yet
             quantised = quantised._replace(colors=_gray(quantised, header.steps))
         return quantize.gaussians_of(quantised, header.steps)
+
+
+def _joined(made: list[Gaussians]) -> Gaussians:
+    return Gaussians(*(torch.cat([getattr(each, name) for each in made]) for name in FIELDS))
+
+
+def _level(header: Header, gaussians: Gaussians) -> Level:
+    low, high = header.renderer.numbers
+    return Level(gaussians, header.height, header.width, low, high)
 
 
 def _lossless(num: int, channels: int, payload: bytes) -> Gaussians:

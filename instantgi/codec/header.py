@@ -11,10 +11,11 @@ from instantgi.codec.bitstream import FormatError
 from instantgi.codec.entropy import Ints
 
 VERSION = 1
-SUM = 0  # the renderer: a plain sum
+SUM, MIXTURE, LEVEL = 0, 1, 2  # renderers, see `Renderer`
 PROFILES = ("lossless", "fast", "compact")  # by their numbers
 HEADER = struct.Struct("<BBBBIII")  # version, renderer, profile, channels; height, width, N
 STEPS = struct.Struct("<fBfff")  # of profiles with quantised numbers
+RENDERER = {SUM: struct.Struct("<"), MIXTURE: struct.Struct("<Bf"), LEVEL: struct.Struct("<ff")}
 SIDE = struct.Struct("<I")  # of blocks
 BLOCK = struct.Struct("<Iiiii")  # Gaussians; x and y from, x and y to, px
 MOST_CHANNELS, LONGEST_SIDE, MOST_PIXELS, MOST_GAUSSIANS = 16, 2**20, 2**33, 2**26
@@ -79,13 +80,44 @@ class Steps:
 
 
 @dataclasses.dataclass(frozen=True)
+class Renderer:
+    """What becomes of a part's Gaussians.
+
+    Attributes:
+        kind: SUM; MIXTURE, with those of the parts before; or LEVEL, their clamped sum mapped to a
+            range and added to the enlarged picture of the parts before.
+        numbers: of a mixture top_k and epsilon, of a level low and high.
+    """
+
+    kind: int = SUM
+    numbers: tuple[float, ...] = ()
+
+    def check(self, error: type[ValueError] = ValueError) -> None:
+        if self.kind == MIXTURE:
+            top_k, epsilon = self.numbers
+            if not (1 <= top_k <= 32 and 1e-30 <= epsilon <= 1):
+                raise error(f"holds a mixture of {top_k:g} terms and an epsilon of {epsilon:g}")
+        if self.kind == LEVEL:
+            low, high = self.numbers
+            if not -1e6 < low <= high < 1e6:
+                raise error(f"holds a level from {low:g} to {high:g}")
+
+    @property
+    def radius(self) -> float:
+        """Standard deviations at which a Gaussian ends."""
+        least = 1 / 255 if self.kind != MIXTURE else self.numbers[1] / 255
+        return math.sqrt(-2 * math.log(least))
+
+
+@dataclasses.dataclass(frozen=True)
 class Header:
-    """Of a whole file.
+    """Of a part of a file; most files have one.
 
     Attributes:
         profile: "lossless", "fast" or "compact".
         height, width: of the picture, pixels.
         steps: of quantised numbers; None if the profile is lossless.
+        renderer: how its Gaussians are drawn.
     """
 
     profile: str
@@ -94,29 +126,35 @@ class Header:
     width: int
     num_gaussians: int
     steps: Steps | None
+    renderer: Renderer = Renderer()
 
     def pack(self) -> bytes:
         """Raises ValueError for what the format cannot hold."""
         self._check(ValueError)
         numbers = (self.channels, self.height, self.width, self.num_gaussians)
-        data = HEADER.pack(VERSION, SUM, PROFILES.index(self.profile), *numbers)
-        return data + (STEPS.pack(*dataclasses.astuple(self.steps)) if self.steps else b"")
+        kind, more = self.renderer.kind, self.renderer.numbers
+        data = HEADER.pack(VERSION, kind, PROFILES.index(self.profile), *numbers)
+        data += STEPS.pack(*dataclasses.astuple(self.steps)) if self.steps else b""
+        return data + RENDERER[kind].pack(*more)
 
     @classmethod
     def unpack(cls, payload: bytes) -> "Header":
         if len(payload) < HEADER.size:
             raise FormatError("is damaged: its header is too short")
-        version, renderer, profile, channels, height, width, num = HEADER.unpack_from(payload)
-        if version != VERSION or renderer != SUM or profile >= len(PROFILES):
+        version, kind, profile, channels, height, width, num = HEADER.unpack_from(payload)
+        if version != VERSION or kind not in RENDERER or profile >= len(PROFILES):
             raise FormatError(
-                f"has format version {version}, renderer {renderer}, profile {profile}; this "
-                f"reader knows {VERSION}, {SUM} and 0 to {len(PROFILES) - 1}; upgrade instantgi"
+                f"has format version {version}, renderer {kind}, profile {profile}; this reader "
+                f"knows {VERSION}, 0 to {len(RENDERER) - 1} and 0 to {len(PROFILES) - 1}; upgrade "
+                "instantgi"
             )
-        expected = HEADER.size + (STEPS.size if profile else 0)
+        expected = HEADER.size + (STEPS.size if profile else 0) + RENDERER[kind].size
         if len(payload) != expected:
             raise FormatError(f"is damaged: a header of {len(payload)} bytes, not {expected}")
         steps = Steps(*STEPS.unpack_from(payload, HEADER.size)) if profile else None
-        header = cls(PROFILES[profile], channels, height, width, num, steps)
+        more = RENDERER[kind].unpack(payload[expected - RENDERER[kind].size :])
+        renderer = Renderer(kind, tuple(more))
+        header = cls(PROFILES[profile], channels, height, width, num, steps, renderer)
         header._check(FormatError)
         return header
 
@@ -129,6 +167,7 @@ class Header:
             raise error(f"holds {self.num_gaussians} Gaussians, more than {MOST_GAUSSIANS}")
         if self.steps:
             self.steps.check(error)
+        self.renderer.check(error)
 
     def kinds(self) -> tuple[bytes, ...]:
         """The chunks that each block has, in their order."""

@@ -5,14 +5,17 @@ import dataclasses
 import functools
 import json
 import os
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
-from instantgi.codec.header import Header, blocks_of
+from instantgi.codec.header import MIXTURE, MOST_GAUSSIANS, SUM, Block, Header, blocks_of
 from instantgi.files import read_bytes
 
-HEAD, GRID, PADDING = b"HEAD", b"GRID", b"padd"
+HEAD, PARTS, GRID, PADDING = b"HEAD", b"PART", b"GRID", b"padd"
+NUM_PARTS = struct.Struct("<B")
+MOST_PARTS = 32
 PER_BYTE = 2  # Gaussians, at most, of those whose first chunk is there
 METADATA = {"software": b"soft", "recipe": b"recp", "icc": b"icc ", "exif": b"exif"}
 
@@ -69,15 +72,48 @@ def software() -> Metadata:
 Bytes = bytes | bytearray | memoryview
 
 
+class Part:
+    """What lies behind one header: Gaussians in blocks.
+
+    Attributes:
+        header, blocks: as written.
+        planes: the chunks of each block that has Gaussians, as far as they are there.
+        is_whole: whether all are.
+    """
+
+    def __init__(self, header: Header, needed: list[Frame], data: bytes):
+        self.header = header
+        grid = needed.pop(0).payload(data) if needed and needed[0].type == GRID else None
+        self.blocks = blocks_of(header, grid)
+        filled = [i for i, block in enumerate(self.blocks) if block.num_gaussians]
+        self.planes: dict[int, list[Frame]] = {i: [] for i in filled}
+        expected = ((kind, i) for kind in header.kinds() for i in filled)
+        for frame in needed:
+            kind, i = next(expected, (b"", 0))
+            if frame.type != kind:
+                name = frame.type.decode("latin-1")
+                raise FormatError(
+                    f"is damaged: a chunk {name!r} where {kind.decode() or 'none'!r} is expected"
+                )
+            self.planes[i].append(frame)
+        self.num_planes = len(filled) * len(header.kinds())
+        self.is_whole = len(needed) == self.num_planes
+
+    def present(self) -> int:
+        """Gaussians of which something is there."""
+        return sum(self.blocks[i].num_gaussians for i, found in self.planes.items() if found)
+
+
 class Index:
     """What a file holds: its header, and where the rest lies.
 
     Attributes:
+        parts: one, or the stages of a mixture, or levels from coarse to fine.
         profile: "lossless", "fast" or "compact".
         height, width: of the picture, pixels.
         channels, num_gaussians: how many.
-        steps: of the quantised numbers; None if the profile is lossless.
-        blocks: rectangles of the picture, each decoded on its own.
+        steps: of the quantised numbers of the last part; None if the profile is lossless.
+        renderer: of all parts, in its last one.
         is_whole: False for the beginning of a file.
         num_bytes: of the file.
     """
@@ -91,25 +127,57 @@ class Index:
             self.num_bytes = len(self._data) if end is None else end
             if not self._frames or self._frames[0].type != HEAD:
                 raise FormatError("is damaged: it has no header")
-            self.header = header = Header.unpack(self._frames[0].payload(self._data))
-            self.profile, self.steps = header.profile, header.steps
-            self.height, self.width = header.height, header.width
-            self.channels, self.num_gaussians = header.channels, header.num_gaussians
-            needed = [frame for frame in self._frames[1:] if not may_be_skipped(frame.type)]
-            grid = None
-            if needed and needed[0].type == GRID:
-                grid = needed.pop(0).payload(self._data)
-            self.blocks = blocks_of(self.header, grid)
-            self._planes = self._assign(needed)
-            present = sum(
-                self.blocks[i].num_gaussians for i, found in self._planes.items() if found
-            )
+            self.parts = self._find_parts()
+            present = sum(part.present() for part in self.parts)
             if present > PER_BYTE * self.num_bytes:  # bounds the memory that decoding takes
                 raise FormatError(f"is damaged: {present} Gaussians in {self.num_bytes} bytes")
-        self.is_whole = end is not None and len(needed) == self._num_planes()
+            last = self.parts[-1].header
+            self.num_parts = NUM_PARTS.unpack(self._parts_chunk())[0]
+            incomplete = len(self.parts) < self.num_parts
+            if len(self.parts) > self.num_parts or (end is not None and incomplete):
+                raise FormatError(f"is damaged: {len(self.parts)} of {self.num_parts} parts")
+            for part in self.parts[:-1]:
+                if not part.is_whole:
+                    raise FormatError("is damaged: a part ends early, and another follows")
+        self.profile, self.steps, self.renderer = last.profile, last.steps, last.renderer
+        self.height, self.width, self.channels = last.height, last.width, last.channels
+        self.num_gaussians = sum(part.header.num_gaussians for part in self.parts)
+        self.is_whole = end is not None and self.parts[-1].is_whole
         if whole and not self.is_whole:
+            found = sum(len(planes) for planes in self.parts[-1].planes.values())
             with self._named():
-                raise FormatError(f"is damaged: {len(needed)} of {self._num_planes()} chunks")
+                raise FormatError(f"is damaged: {found} of {self.parts[-1].num_planes} chunks")
+
+    def _parts_chunk(self) -> bytes:
+        """How many parts there are; one where nothing says so."""
+        for frame in self._frames:
+            if frame.type == PARTS:
+                payload = frame.payload(self._data)
+                if len(payload) != NUM_PARTS.size:
+                    raise FormatError("is damaged: its number of parts has the wrong length")
+                return payload
+        return NUM_PARTS.pack(1)
+
+    def _find_parts(self) -> list[Part]:
+        headers, needed = [], []
+        for i, frame in enumerate(self._frames):
+            if frame.type == HEAD:
+                headers.append(Header.unpack(frame.payload(self._data)))
+                needed.append([])
+                if len(headers) > MOST_PARTS:
+                    raise FormatError(f"is damaged: more than {MOST_PARTS} parts")
+            elif frame.type == PARTS and i != 1:
+                raise FormatError("is damaged: its number of parts stands elsewhere")
+            elif frame.type != PARTS and not may_be_skipped(frame.type):
+                needed[-1].append(frame)
+        check_parts(headers, FormatError)
+        parts = zip(headers, needed, strict=True)
+        return [Part(header, frames, self._data) for header, frames in parts]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Rectangles of the picture, each decoded on its own, of all parts."""
+        return [block for part in self.parts for block in part.blocks]
 
     @functools.cached_property
     def metadata(self) -> Metadata:
@@ -138,21 +206,17 @@ class Index:
         except FormatError as error:
             raise FormatError(f"{self._name}: {error}") from None
 
-    def _num_planes(self) -> int:
-        filled = sum(block.num_gaussians > 0 for block in self.blocks)
-        return filled * len(self.header.kinds())
 
-    def _assign(self, needed: list[Frame]) -> dict[int, list[Frame]]:
-        """The chunks of each block: kind by kind, in each the blocks that have Gaussians."""
-        filled = [i for i, block in enumerate(self.blocks) if block.num_gaussians]
-        planes: dict[int, list[Frame]] = {i: [] for i in filled}
-        expected = ((kind, i) for kind in self.header.kinds() for i in filled)
-        for frame in needed:
-            kind, i = next(expected, (b"", 0))
-            if frame.type != kind:
-                name = frame.type.decode("latin-1")
-                raise FormatError(
-                    f"is damaged: a chunk {name!r} where {kind.decode() or 'none'!r} is expected"
-                )
-            planes[i].append(frame)
-        return planes
+def check_parts(headers: list[Header], error: type[ValueError]) -> None:
+    """Whether parts with these headers make one picture."""
+    first = headers[0]
+    if sum(header.num_gaussians for header in headers) > MOST_GAUSSIANS:
+        raise error(f"holds more than {MOST_GAUSSIANS} Gaussians")
+    for header in headers[1:]:
+        kind, before = header.renderer.kind, first.renderer
+        same = (header.channels, header.profile) == (first.channels, first.profile)
+        if kind == MIXTURE:
+            same &= (header.height, header.width) == (first.height, first.width)
+            same &= header.renderer == before
+        if not same or kind != before.kind or kind == SUM:
+            raise error("is damaged: its parts do not belong to one picture")

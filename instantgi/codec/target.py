@@ -12,7 +12,7 @@ from torch import Tensor
 from instantgi.codec.file import Metadata, encode, encode_quantised, open_file
 from instantgi.codec.header import PROFILES, Steps
 from instantgi.codec.refit import ITERATIONS, RateAware, fit_quantised, worth_their_bits
-from instantgi.fit import Progress, fit_image
+from instantgi.fit import LocalAdam, Progress, fit_image
 from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr as psnr_of
 
@@ -143,7 +143,7 @@ class _Encoder:
 
     def _fit(self, num: int) -> Gaussians:
         if num not in self.fits:
-            method: Any = "instantgi"
+            method = LocalAdam()
             if self.profile != "lossless":
                 method = RateAware(Steps.for_density(num / math.prod(self.size)))
             limits: dict[str, Any] = {"iterations": self.target.iterations}

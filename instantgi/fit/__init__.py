@@ -1,6 +1,7 @@
 """image → Gaussians, by optimisation."""
 
 from collections.abc import Callable
+from typing import Any
 
 from instantgi.fit.colors import solve_colors
 from instantgi.fit.gaussianimage import GaussianImage
@@ -10,7 +11,7 @@ from instantgi.fit.local_adam import LocalAdam
 from instantgi.fit.loop import Fitter, Progress, fit_image
 from instantgi.fit.start import default_count, heuristic_start
 
-METHODS: dict[str, Callable[[], Fitter]] = {
+METHODS: dict[str, Callable[[], Fitter[Any]]] = {
     "instantgi": LocalAdam,
     "gaussianimage": GaussianImage,
     "gaussianimage-rs": lambda: GaussianImage("rs"),
@@ -22,7 +23,7 @@ METHODS: dict[str, Callable[[], Fitter]] = {
 }
 
 
-def make_fitter(method: str) -> Fitter:
+def make_fitter(method: str) -> Fitter[Any]:
     """The fitter of this name.
 
     Raises:

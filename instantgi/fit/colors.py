@@ -40,22 +40,23 @@ def solve_colors(
     gaussians = gaussians.detach()
     means, cholesky, colors = gaussians.means, gaussians.cholesky, gaussians.colors
     blocks = to_blocks(image.to(colors))
-    black = torch.zeros_like(blocks)
     order = order_by_place(means, height, width)
 
     def adjoint(residual: Tensor) -> Tensor:
         arguments = (residual, means, cholesky, colors, height, width, 1.0, COLORS_ONLY, order)
         return rasterize_error_backward(*arguments)[1]
 
+    def drawn(weights: Tensor, target: Tensor) -> Tensor:
+        return rasterize_error(means, cholesky, weights, target, height, width, False, order)[0]
+
     diagonal = torch.pi * (cholesky[:, :1] * cholesky[:, 2:]).abs().clamp_min(1e-12)
-    residual = rasterize_error(means, cholesky, colors, blocks, height, width, False, order)[0]
-    gradient = -adjoint(residual)  # [N, C]
+    # two pictures at a time: no name keeps what is drawn
+    gradient = -adjoint(drawn(colors, blocks))  # [N, C]
+    black = blocks.zero_()
     direction = ahead = gradient / diagonal
     power = (gradient * ahead).sum(0)  # [C]
     for _ in range(iterations):
-        scene = (means, cholesky, direction)
-        drawn = rasterize_error(*scene, black, height, width, False, order)[0]
-        image_of_direction = adjoint(drawn)
+        image_of_direction = adjoint(drawn(direction, black))
         curvature = (direction * image_of_direction).sum(0)
         length = torch.where(curvature > 0, power / curvature, 0)
         colors = colors + length * direction

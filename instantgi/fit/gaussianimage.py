@@ -101,7 +101,7 @@ class GaussianImage:
         self.moments = [torch.zeros(4, *t.shape).to(t) for t in (self.geometry, self.colors)]
         self.order = self._by_place()
         self.schedule = Schedule(9, image.device)
-        self.move = Replay(self._move, image.device)
+        self.replay = Replay(image.device)
 
     def step(self, progress: float) -> Tensor:
         rate = self.rate * 0.5 ** (self.iteration // self.halve_every)
@@ -109,7 +109,7 @@ class GaussianImage:
         self.schedule.set(*adan_schedule(rate, BETAS, EPSILON, self.iteration))
         if self.iteration % SORT_EVERY == 0:
             self.order.copy_(self._by_place())
-        return self.move()
+        return self.replay(self._move)
 
     def _move(self) -> Tensor:
         scene, size = (*self._activated(), self.colors), (self.height, self.width)

@@ -215,13 +215,18 @@ class ImageGS:
             scene = self._gaussians()[:count]
             return rasterize_mixture(scene, self.height, self.width, **options)
         size = self.image.new_tensor([self.width, self.height])
-        fields = (
-            self._held("positions") * size + 0.5,  # sampled at corners
-            _PublishedShape.apply(1 / self._held("inverse_scales"), self._held("rotations")),
-            self._held("colors"),
+        means = self._held("positions") * size + 0.5  # sampled at corners
+        scales, rotations = 1 / self._held("inverse_scales"), self._held("rotations")
+        covariances = _PublishedShape.apply(scales, rotations)
+        return published_mixture(
+            means[:count],
+            covariances[:count],
+            self._held("colors")[:count],
+            self.height,
+            self.width,
+            self.top_k,
+            self.epsilon,
         )
-        fields = (field[:count] for field in fields)
-        return published_mixture(*fields, self.height, self.width, self.top_k, self.epsilon)
 
     def _inverse(self, init: Gaussians) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scales, rotations = init.scales_rotations

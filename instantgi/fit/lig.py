@@ -87,8 +87,7 @@ class LIG:
         target = area_average(self.image, height, width)
         self.low, self.high = 0.0, 1.0
         if self.done:
-            grid = Level(_none(self.image), height, width)
-            target -= up_sample(tuple(self.done), grid, height, width)
+            target -= up_sample(tuple(self.done), (height, width), height, width)
             low, high = target.aminmax()
             self.low, self.high = float(low), max(float(high), float(low) + 1e-6)
             target.sub_(self.low).div_(self.high - self.low)
@@ -98,9 +97,10 @@ class LIG:
         self.scale = factor * (self.high - self.low) ** 2
         self.lost = self.image.new_zeros((), dtype=torch.float64)
         if index == 0 < last:
+            whole = (self.image.shape[1], self.image.shape[2])
             for rows in _bands(self.image):
                 size = rows.stop - rows.start, self.image.shape[2]
-                kept = interpolate(target, self.image.shape[1:], *size, (0.0, float(rows.start)))
+                kept = interpolate(target, whole, *size, (0.0, float(rows.start)))
                 self.lost += (self.image[:, rows] - kept).square().sum(dtype=torch.float64)
         self.target = target if self.paper else to_blocks(target)
         num = self.counts[index]
@@ -131,15 +131,15 @@ class LIG:
     def _level(self) -> Level:
         shapes = self.covariances.clone() if self.paper else cholesky_of(self.covariances)
         made = Gaussians(self.means.clone(), shapes, self.colors.clone())
-        return Level(made, self.height, self.width, self.low, self.high, self.paper)
+        low, high = self.low, self.high
+        return Level(made, self.height, self.width, low, high, self.paper)
 
     def _continue(self, init: Representation, num_gaussians: int) -> None:
         """From levels: the last of them goes on. From others: they are one level."""
         if not isinstance(init, Levels):
             if not isinstance(init, Gaussians):
                 raise ValueError("lig starts from Gaussians or levels, not from a mixture")
-            size = self.image.shape[1:]
-            init = Levels((Level(init, *size),))
+            init = Levels((Level(init, self.image.shape[1], self.image.shape[2]),))
         if init.levels[-1].is_published != self.paper and self.paper:
             raise ValueError("the paper's variant does not start from other Gaussians")
         self.counts = [len(level.gaussians) for level in init.levels]
@@ -232,10 +232,6 @@ def make_valid_(covariances: Tensor, thinnest: float = THINNEST) -> None:
     share = torch.where(radius > 0, grown / radius.clamp_min(1e-30), 0)
     fixed = torch.stack([middle + half * share, xy * share, middle - half * share], 1)
     covariances.copy_(torch.where(bad[:, None], fixed, covariances))
-
-
-def _none(image: Tensor) -> Gaussians:
-    return Gaussians(*(image.new_zeros(0, columns) for columns in (2, 3, len(image))))
 
 
 def _bands(image: Tensor, rows: int = 256) -> list[slice]:

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from instantgi import native
-from instantgi.filters import gaussian_blur
 from instantgi.fit.colors import solve_colors
+from instantgi.fit.relocation import best_places
 from instantgi.fit.replay import SORT_EVERY, Replay, Schedule
 from instantgi.fit.start import heuristic_start
 from instantgi.gaussians import Gaussians
 from instantgi.render.ops import (
     LOCAL,
-    from_blocks,
     order_by_place,
     rasterize_error,
     rasterize_error_backward,
@@ -105,14 +104,14 @@ class LocalAdam:
         self.products = [1.0, 1.0]  # of all β₁ and all β₂ so far
         self.order = order_by_place(self.means, self.height, self.width)
         self.schedule = Schedule(6, image.device)
-        self.move = Replay(self._move, image.device)
+        self.replay = Replay(image.device)
 
     def step(self, progress: float) -> Tensor:
         self.iteration += 1
         if self._is_relocation_due(progress):
             # Takes the place of an update: its one forward pass is the whole cost.
             residual, squares = self._error()
-            self._relocate(from_blocks(residual, self.height, self.width))
+            self._relocate(residual)
             self._sort()
             return squares
         if self.iteration % SORT_EVERY == 0:
@@ -121,7 +120,7 @@ class LocalAdam:
         self.products = [product * beta for product, beta in zip(self.products, betas, strict=True)]
         corrections = [1 / (1 - product) for product in self.products]
         self.schedule.set(rate, rate * self.color_rate, *betas, *corrections)
-        return self.move()
+        return self.replay(self._move)
 
     def _error(self) -> tuple[Tensor, Tensor]:
         scene = (self.means, self.cholesky, self.colors)
@@ -165,22 +164,13 @@ class LocalAdam:
         return progress <= LAST_RELOCATION
 
     def _relocate(self, residual: Tensor, deviation: float = 0.6) -> None:
-        """Move the Gaussians that carry least to where a small round one gains most.
-
-        A Gaussian w with color c changes Σ residual² by |c|² Σ w² + 2 c · Σ w residual, so the best
-        one at a pixel takes |Σ w residual|² / Σ w² away, with c = −Σ w residual / Σ w². Only local
-        maxima of that gain are taken, and half of the color: the neighbors will do their part.
-        """
-        blurred = gaussian_blur(-residual, deviation)  # Σ w (−residual) / Σ w, and Σ w = 2 Σ w²
-        gain = blurred.square().sum(0)
-        peaks = torch.nn.functional.max_pool2d(gain[None], 3, 1, 1)[0] == gain
-        best = (gain * peaks).flatten()
-        count = min(int(self.relocated * len(self.means)), int((best > 0).sum()))
-        places = best.topk(count).indices
+        """Move the Gaussians that carry least to where a small round one gains most."""
+        count = int(self.relocated * len(self.means))
+        places, colors = best_places(residual, self.height, self.width, count, deviation)
         carried = self.colors.square().sum(1) * (self.cholesky[:, 0] * self.cholesky[:, 2]).abs()
-        least = carried.topk(count, largest=False).indices
+        least = carried.topk(len(places), largest=False).indices
         rows, cols = places // self.width, places % self.width
         self.means[least] = torch.stack([cols, rows], -1) + 0.5
         self.cholesky[least] = self.cholesky.new_tensor([deviation, 0.0, deviation])
-        self.colors[least] = blurred.flatten(1)[:, places].T.contiguous()
+        self.colors[least] = colors
         self.state[least] = 0

@@ -4,23 +4,25 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr_from_mse
 from instantgi.render.draw import draw
 from instantgi.representations import Representation, flat
 
+Made = TypeVar("Made", bound=Representation, covariant=True)
+SUMS = Literal["instantgi", "gaussianimage", "gaussianimage-rs"]
+
 
 @runtime_checkable
-class Fitter(Protocol):
+class Fitter(Protocol[Made]):
     """A method: its parameters and how one step moves them."""
 
-    def start(
-        self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
-    ) -> None:
+    def start(self, image: Tensor, init: Any, num_gaussians: int, seed: int) -> None:
         """Make the parameters for image [C, H, W], from `init` where it is given."""
 
     def step(self, progress: float) -> Tensor:
@@ -30,7 +32,7 @@ class Fitter(Protocol):
         """
         ...
 
-    def gaussians(self) -> Representation:
+    def gaussians(self) -> Made:
         """The Gaussians as they are now."""
         ...
 
@@ -42,14 +44,22 @@ class Progress:
     iteration: int  # steps done
     seconds: float  # since the fit began, without the time spent in callbacks
     psnr: float  # dB, of the float picture before the last step
-    fitter: Fitter
+    fitter: Fitter[Any]
 
 
+@overload
 def fit_image(
+    image: Tensor, init: Gaussians | None = None, *, method: SUMS = ..., **limits: Any
+) -> Gaussians: ...
+@overload
+def fit_image(image: Tensor, init: Any = None, *, method: Fitter[Made], **limits: Any) -> Made: ...
+@overload
+def fit_image(image: Tensor, init: Any = None, *, method: str, **limits: Any) -> Representation: ...
+def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are named once, here
     image: Float[Tensor, "C H W"],
     init: Representation | None = None,
     *,
-    method: str | Fitter = "instantgi",
+    method: str | Fitter[Any] = "instantgi",
     num_gaussians: int | None = None,
     iterations: int | None = None,
     seconds: float | None = None,
@@ -58,7 +68,7 @@ def fit_image(
     seed: int = 0,
     report_every: int = 10,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Representation:
+) -> Any:
     """Gaussians whose picture is as close to the image as the method brings it.
 
     Stops at whichever comes first of `iterations`, `seconds`, `psnr` and `patience`; schedules

@@ -11,33 +11,35 @@ AHEAD = 2048  # rows of a schedule; CUDA lets no more than about 1,000 launches 
 
 
 class Replay:
-    """A function of tensors that stay where they are, captured once as a CUDA graph.
+    """Calls a function of tensors that stay where they are, captured once as a CUDA graph.
 
-    On the CPU it is called as it is. Its result is one tensor, on a GPU the same each time.
+    On the CPU it is called as it is. Its result is one tensor, on a GPU the same each time. The
+    function is not kept: a method of the owner of this would keep the owner, and gigabytes with it,
+    until Python looks for cycles.
     """
 
-    def __init__(self, function: Callable[[], Tensor], device: torch.device):
-        self.function, self.is_cuda = function, device.type == "cuda"
+    def __init__(self, device: torch.device):
+        self.is_cuda = device.type == "cuda"
         self.calls, self.graph, self.result = 0, None, None
 
-    def __call__(self) -> Tensor:
+    def __call__(self, function: Callable[[], Tensor]) -> Tensor:
         self.calls += 1
         if not self.is_cuda or self.calls <= EAGER:
-            return self.function()
+            return function()
         if self.graph is None:
-            self._capture()
+            self._capture(function)
         assert self.graph is not None
         self.graph.replay()
         assert self.result is not None
         return self.result
 
-    def _capture(self) -> None:
+    def _capture(self, function: Callable[[], Tensor]) -> None:
         # by hand, because `torch.cuda.graph` also collects garbage and empties the cache
         self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.graph.capture_begin()
-            self.result = self.function()
+            self.result = function()
             self.graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
 

@@ -32,10 +32,12 @@ def pool(position_map: Float[Tensor, "H W"], k: int) -> Float[Tensor, "h w"]:
         raise ValueError(f"position_map must have at least one pixel, got [{height}, {width}]")
     if k == 1:
         return position_map
-    padding = (0, -width % k, 0, -height % k)
-    padded = torch.nn.functional.pad(position_map[None], padding, mode="replicate")[0]
-    rows = padded.unflatten(0, (-1, k)).amax(dim=1)  # whole rows first: this part is contiguous
-    return rows.unflatten(1, (-1, k)).amax(dim=2)
+    sides = (k, height % k)  # of the cells that are whole, and of those at the bottom
+    parts = zip(position_map.split([height - sides[1], sides[1]]), sides, strict=True)
+    # whole rows first: this part is contiguous
+    rows = torch.cat([part.unflatten(0, (-1, side)).amax(1) for part, side in parts if len(part)])
+    padded = torch.nn.functional.pad(rows[None], (0, -width % k), mode="replicate")[0]
+    return padded.unflatten(1, (-1, k)).amax(2)
 
 
 def dither_map(cells: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
@@ -134,10 +136,15 @@ def scale_map(position_map: Float[Tensor, "H W"], num_points: int, k: int) -> Fl
         ValueError: if fewer than num_points cells are positive: k is too large, or the map is zero
             over too much of the picture (add a floor to it), or it holds invalid values.
     """
+    cells = kept_cells(position_map, k, largest=float("inf"))
+    return (position_map * _find_scale(cells, num_points, k)).clamp(max=1)
+
+
+def _find_scale(cells: Tensor, num_points: int, k: int) -> float:
+    """The s of `scale_map`."""
     if num_points < 0:
         raise ValueError(f"num_points must not be negative, got {num_points}")
-    _check_map("position_map", position_map, upper=float("inf"))
-    cells = _kept_cells(position_map, k).double()
+    cells = cells.double()
     available = int((cells > 0).sum())
     if num_points > available:
         raise ValueError(
@@ -150,7 +157,7 @@ def scale_map(position_map: Float[Tensor, "H W"], num_points: int, k: int) -> Fl
         full, rest = now_full, float(cells.masked_fill(full_cells, 0).sum())
         if rest > 0:
             scale = max(scale, (num_points - full) / rest)
-    return (position_map * scale).clamp(max=1)
+    return scale
 
 
 def dither(position_map: Float[Tensor, "H W"], k: int) -> Float[Tensor, "P 2"]:
@@ -168,18 +175,37 @@ def dither(position_map: Float[Tensor, "H W"], k: int) -> Float[Tensor, "P 2"]:
     Raises:
         ValueError: if k is not positive or a value is outside [0, 1] or not a number.
     """
-    _check_map("position_map", position_map)
-    cells = _kept_cells(position_map.detach(), k)
+    return _place(kept_cells(position_map.detach(), k), k)
+
+
+def dither_cells(cells: Float[Tensor, "h w"], num_points: int, k: int) -> Float[Tensor, "P 2"]:
+    """`dither(scale_map(P, num_points, k), k)` from `kept_cells(P, k)`, a ninth of P at k = 3.
+
+    They are the same points: the largest of scaled values is the largest value, scaled.
+    """
+    return _place((cells * _find_scale(cells, num_points, k)).clamp(max=1), k)
+
+
+def _place(cells: Tensor, k: int) -> Tensor:
+    """Points at the centers of the cells that dithering fills."""
     a, b = dither_map(cells).nonzero().unbind(-1)
     return torch.stack([b, a], dim=-1).float() * k + k / 2
 
 
-def _kept_cells(position_map: Tensor, k: int) -> Tensor:
-    """The pooled cells whose center lies strictly inside the picture."""
+def kept_cells(
+    position_map: Float[Tensor, "H W"], k: int, largest: float = 1.0
+) -> Float[Tensor, "h w"]:
+    """The pooled cells whose center lies strictly inside the picture.
+
+    Raises:
+        ValueError: if k is not positive or a value is outside [0, largest], infinite or NaN.
+    """
+    _check_map("position_map", position_map, largest)
+    pooled = pool(position_map, k)
     height, width = position_map.shape
     # (a + 1/2) k < height  ⟺  a < (2 height - k) / 2k
     rows, columns = (max(0, -((k - 2 * side) // (2 * k))) for side in (height, width))
-    return pool(position_map, k)[:rows, :columns]
+    return pooled[:rows, :columns]
 
 
 def _check_map(name: str, values: Tensor, upper: float = 1.0) -> None:

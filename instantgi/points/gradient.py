@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.filters import gaussian_blur
+from instantgi.filters import bands, blur_reach, gaussian_blur
 
 NOISE = 0.7  # px; blur before the gradient, so that single noisy pixels count less
 SPREAD = 3.0  # px; blur of the gradient: a Gaussian serves an edge from beside it too
@@ -16,8 +16,19 @@ def gradient_map(image: Float[Tensor, "C H W"]) -> Float[Tensor, "H W"]:
     """The density that points should have, up to a factor: (blurred gradient + floor)^0.8, > 0.
 
     The published ablation dithers the image gradient itself (Instant-GI, 2025, table 3); blurring
-    it and lifting flat regions fits better. Scale it to a count with `scale_map`.
+    it and lifting flat regions fits better. Scale it to a count with `scale_map`. Large pictures
+    are worked on in bands.
     """
+    halo = blur_reach(NOISE) + 1 + blur_reach(SPREAD)
+    height, width = image.shape[1:]
+    density = image.new_empty(height, width)
+    for band in bands(height, width, halo):
+        part = image[:, band.first : band.last]
+        density[band.begin : band.end] = _gradient_map(part)[band.inner]
+    return density
+
+
+def _gradient_map(image: Tensor) -> Tensor:
     gray = gaussian_blur(image.mean(0, keepdim=True), NOISE)
     padded = torch.nn.functional.pad(gray[None], (1, 1, 1, 1), mode="replicate")[0, 0]
     across = padded[:-2] + 2 * padded[1:-1] + padded[2:]  # Sobel: smooth along, differ across

@@ -7,7 +7,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from instantgi.points.delaunay import triangulate
-from instantgi.points.dither import MAX_COORDINATE, add_border_points, dither, pool, scale_map
+from instantgi.points.dither import (
+    MAX_COORDINATE,
+    add_border_points,
+    dither,
+    dither_cells,
+    kept_cells,
+)
 from instantgi.points.ellipses import fit_ellipses
 
 CLOSEST = 0.6  # of all cells filled: with a fuller map the cells are made smaller
@@ -66,11 +72,11 @@ def _counted_points(position_map: Tensor, k: int, num_triangles: int) -> Tensor:
     height, width = position_map.shape
     while k > 1 and num_triangles / 2 > CLOSEST * (height // k) * (width // k):
         k -= 1
-    wanted = num_triangles // 2
+    wanted, room = num_triangles // 2, -(-height // k) * -(-width // k) * 9 // 10
+    cells = kept_cells(position_map.detach(), k, largest=float("inf"))
     points = torch.empty(0, 2, device=position_map.device)
     for _ in range(2):  # the second time the number of points on the border is known
-        room = pool(position_map, k).numel() * 9 // 10
-        inner = dither(scale_map(position_map, min(wanted, room), k), k)
+        inner = dither_cells(cells, min(wanted, room), k)
         points = add_border_points(inner, height, width)
         wanted = max(0, (num_triangles + 2 - (len(points) - len(inner))) // 2)
     return points

@@ -44,7 +44,8 @@ def _draw_levels(
     *coarser, level = levels
     picture = _draw_level(level, height, width, origin, step)
     if coarser:
-        picture += up_sample(tuple(coarser), level, height, width, origin, step)
+        grid = (level.height, level.width)
+        picture += up_sample(tuple(coarser), grid, height, width, origin, step)
     return picture
 
 
@@ -62,16 +63,16 @@ def _draw_level(level: Level, height: int, width: int, origin, step) -> Tensor:
 
 def up_sample(
     coarser: tuple[Level, ...],
-    level: Level,
+    grid: tuple[int, int],
     height: int,
     width: int,
     origin: tuple[float, float] = (0.0, 0.0),
     step: tuple[float, float] = (1.0, 1.0),
 ) -> Float[Tensor, "C {height} {width}"]:
-    """The picture of the levels before `level`, at places given in its pixels, bilinearly."""
+    """The picture of levels that lie below a grid, at places given in its pixels, bilinearly."""
     below = coarser[-1]
-    columns, left, right = _neighbors(width, origin[0], step[0], below.width, level.width)
-    rows, top, bottom = _neighbors(height, origin[1], step[1], below.height, level.height)
+    columns, left, right = _neighbors(width, origin[0], step[0], below.width, grid[1])
+    rows, top, bottom = _neighbors(height, origin[1], step[1], below.height, grid[0])
     size = bottom - top, right - left
     drawn = _draw_levels(coarser, *size, (float(left), float(top)), (1.0, 1.0))
     return _between(_between(drawn, columns, 2), rows, 1)

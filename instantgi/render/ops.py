@@ -4,6 +4,9 @@
 pixels, the kernels' own layout: `to_blocks` once, then `rasterize_error` and its backward per step.
 """
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -262,21 +265,35 @@ def _check_blocks(blocks, colors, height, width):
 
 def to_blocks(image: Tensor) -> Tensor:
     """A picture [C, H, W] as the kernels hold it, flat: groups of 4 channels in blocks of 4x4."""
-    height, width = image.shape[1:]
-    padded = torch.nn.functional.pad(image, (0, -width % 4, 0, -height % 4))
-    rows, cols = padded.shape[1] // 4, padded.shape[2] // 4
-    blocks = padded.reshape(-1, rows, 4, cols, 4).permute(1, 3, 0, 2, 4)  # [rows, cols, C, 4, 4]
-    return torch.cat([group.flatten() for group in blocks.split(GROUP, dim=2)])
+    channels, height, width = image.shape
+    blocks = image.new_zeros(channels * -(-height // 4) * -(-width // 4) * 16)
+    for theirs, ours in _same_pixels(blocks, image):
+        theirs.copy_(ours)
+    return blocks
 
 
 def from_blocks(blocks: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `to_blocks`."""
+    channels = blocks.numel() // (-(-height // 4) * -(-width // 4) * 16)
+    image = blocks.new_empty(channels, height, width)
+    for theirs, ours in _same_pixels(blocks, image):
+        ours.copy_(theirs)
+    return image
+
+
+def _same_pixels(blocks: Tensor, image: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of either, [C, rows, y, cols, x], that are copied without a third: of the blocks that
+    are whole, and of those that stick out at the right, at the bottom and at the corner."""
+    height, width = image.shape[1:]
     rows, cols = -(-height // 4), -(-width // 4)
-    pixels = rows * cols * 16
-    channels = blocks.numel() // pixels
-    sizes = [pixels * min(GROUP, channels - first) for first in range(0, channels, GROUP)]
-    planes = [
-        group.reshape(rows, cols, -1, 4, 4).permute(2, 0, 3, 1, 4).reshape(-1, rows * 4, cols * 4)
-        for group in blocks.split(sizes)
-    ]
-    return torch.cat(planes)[:, :height, :width]
+    down = [(0, height // 4, 4), (height // 4, 1, height % 4)]  # block rows: first, count, pixels
+    right = [(0, width // 4, 4), (width // 4, 1, width % 4)]
+    sizes = [rows * cols * 16 * len(group) for group in image.split(GROUP)]
+    for group, planes in zip(blocks.split(sizes), image.split(GROUP), strict=True):
+        whole = group.view(rows, cols, len(planes), 4, 4).permute(2, 0, 3, 1, 4)
+        for (top, num_rows, y), (left, num_cols, x) in itertools.product(down, right):
+            if num_rows * num_cols * y * x:
+                ours = planes.narrow(1, 4 * top, num_rows * y).narrow(2, 4 * left, num_cols * x)
+                ours = ours.unflatten(2, (num_cols, x)).unflatten(1, (num_rows, y))
+                theirs = whole.narrow(1, top, num_rows).narrow(3, left, num_cols)
+                yield theirs[:, :, :y, :, :x], ours

@@ -83,7 +83,9 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         image, limits, totals, *scene = ctx.saved_tensors
         saved = image, limits, totals
-        grads = mixture_backward_on_cpu(grad, saved, *scene, NEVER, published=True)
+        means, covariances, colors = scene
+        fields = means, covariances, colors
+        grads = mixture_backward_on_cpu(grad, saved, *fields, NEVER, published=True)
         return *grads, None, None, None, None
 
 

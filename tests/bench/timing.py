@@ -42,13 +42,19 @@ def exp_of(num_values: int) -> Callable[[], object]:
 
 def peak_megabytes(function: Callable[[], object]) -> float:
     """How far the resident memory rises during the call; nan where the system does not tell."""
+    before, _ = resident_megabytes(reset_peak=True)
+    function()
+    return resident_megabytes()[1] - before
+
+
+def resident_megabytes(reset_peak: bool = False) -> tuple[float, float]:
+    """MiB resident now, and the most since the last reset; nan where the system does not tell."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        before = _status("VmRSS")
-        function()
-        return (_status("VmHWM") - before) / 1024
+        if reset_peak:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+        return _status("VmRSS") / 1024, _status("VmHWM") / 1024
     except OSError:
-        return float("nan")
+        return float("nan"), float("nan")
 
 
 def _status(field: str) -> int:
