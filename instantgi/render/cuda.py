@@ -1,6 +1,7 @@
-"""The rasterizer's operators on CUDA: what cuda/rasterize_sum_cuda.cu needs around it."""
+"""The rasterizer's operators on CUDA: what cuda/rasterize_*_cuda.cu need around them."""
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,9 +11,10 @@ from instantgi import native
 
 GROUP = 4  # channels drawn in one pass, as in instantgi.render.ops
 TILE_HEIGHT, TILE_WIDTH = 16, 32  # pixels; these are constants of the source
-THREADS, CHUNK, CHUNKS_OF_A_GROUP, OF_A_BLOCK = 256, 128, 64, 64
+THREADS, CHUNK, OF_A_GROUP, OF_A_BLOCK = 256, 128, 64, 64
 SPLAT, BOX = 12, 4  # numbers of a record; a splat's ten are aligned to 16 bytes
 WARP = 32
+SUM_CUTOFF = math.log2(255)  # the exponent s at which a weight 2^−s is 1/255
 
 
 def order_by_place(means: Float[Tensor, "N 2"], height: int, width: int) -> Int64[Tensor, " N"]:
@@ -23,7 +25,7 @@ def order_by_place(means: Float[Tensor, "N 2"], height: int, width: int) -> Int6
     keys = torch.empty(len(means), dtype=torch.int16, device=means.device)
     arguments = (len(means), height, width, means, keys)
     blocks = -(-len(means) // THREADS)
-    native.call_cuda("rasterize_sum", "place_keys", blocks, THREADS, *arguments, real=means.dtype)
+    native.call_cuda("prepare_splats", "place_keys", blocks, THREADS, *arguments, real=means.dtype)
     return keys.sort(stable=True).indices
 
 
@@ -31,6 +33,7 @@ def order_by_place(means: Float[Tensor, "N 2"], height: int, width: int) -> Int6
 class _Prepared:
     """Gaussians as the kernels want them, in the order by place."""
 
+    op: str  # cuda/<op>_cuda.cu draws them
     num: int
     channels: int
     height: int
@@ -44,7 +47,7 @@ class _Prepared:
 
     @property
     def scene(self) -> tuple:
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self)[1:])
 
     @property
     def tiles(self) -> int:
@@ -54,49 +57,52 @@ class _Prepared:
         """Launch for the channels from `first` on, as many as one pass draws."""
         name = f"{kernel}_{min(GROUP, self.channels - first)}"
         arguments = (*self.scene, first, *arguments)
-        native.call_cuda("rasterize_sum", name, blocks, THREADS, *arguments, real=self.colors.dtype)
+        native.call_cuda(self.op, name, blocks, THREADS, *arguments, real=self.colors.dtype)
 
 
 # num, channels, height, width, means, cholesky, colors, tile_limits
 Scene = tuple[int, int, int, int, Tensor, Tensor, Tensor, Tensor | None]
 
 
-def _prepare(scene: Scene, order: Tensor | None) -> _Prepared:
+def _prepare(op: str, scene: Scene, cutoff: float, order: Tensor | None) -> _Prepared:
+    """For weights 2^−s with s ≤ cutoff."""
     num, channels, height, width, means, cholesky, colors, tile_limits = scene
     if order is None:
         order = order_by_place(means, height, width)
     num_chunks = -(-num // CHUNK)
     splats = means.new_empty(max(1, num), SPLAT)
-    chunks, groups = (
-        torch.empty(max(1, count), BOX, dtype=torch.float32, device=means.device)
-        for count in (num_chunks, -(-num_chunks // CHUNKS_OF_A_GROUP))
-    )
+    chunks = means.new_empty(max(1, num_chunks), BOX, dtype=torch.float32)
     bad = torch.full((), num, dtype=torch.int32, device=means.device)
-    arguments = (num, channels, height, width, order, means, cholesky, colors, splats, chunks, bad)
+    fields = (order, means, cholesky, colors)
+    arguments = (num, channels, height, width, *fields, cutoff, splats, chunks, bad)
     native.call_cuda(
-        "rasterize_sum", "prepare_splats", num_chunks, CHUNK, *arguments, real=means.dtype
+        "prepare_splats", "prepare_splats", num_chunks, CHUNK, *arguments, real=means.dtype
     )
-    blocks = -(-len(groups) // WARP) if num else 0
-    native.call_cuda(
-        "rasterize_sum", "group_boxes", blocks, WARP, num_chunks, chunks, groups, real=means.dtype
-    )
-    _check_finite(bad, num)
+    groups = _group_boxes(chunks, num_chunks, means.dtype)
+    _check_finite(op, bad, num)
     return _Prepared(
-        num, channels, height, width, order, splats, chunks, groups, colors, tile_limits
+        op, num, channels, height, width, order, splats, chunks, groups, colors, tile_limits
     )
 
 
-def _check_finite(bad: Tensor, num: int) -> None:
+def _group_boxes(boxes: Tensor, num: int, real: torch.dtype) -> Tensor:
+    groups = boxes.new_empty(max(1, -(-num // OF_A_GROUP)), BOX)
+    blocks = -(-len(groups) // WARP) if num else 0
+    native.call_cuda("prepare_splats", "group_boxes", blocks, WARP, num, boxes, groups, real=real)
+    return groups
+
+
+def _check_finite(op: str, bad: Tensor, num: int) -> None:
     """While a graph is captured nothing can be looked at: what is not finite is not drawn."""
     if bad.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     if (first := int(bad)) < num:
-        raise ValueError(f"rasterize_sum: Gaussian {first} has a parameter that is not finite")
+        raise ValueError(f"{op}: Gaussian {first} has a parameter that is not finite")
 
 
 def rasterize_sum(scene: Scene) -> Tensor:
     """The picture [C, H, W]."""
-    prepared = _prepare(scene, None)
+    prepared = _prepare("rasterize_sum", scene, SUM_CUTOFF, None)
     image = prepared.colors.new_empty(scene[1:4])
     for first in range(0, prepared.channels, GROUP):
         prepared.call("draw_picture", prepared.tiles, first, image)
@@ -107,7 +113,7 @@ def rasterize_error(
     scene: Scene, target: Tensor, clamp: bool, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See the operator."""
-    prepared = _prepare(scene, order)
+    prepared = _prepare("rasterize_sum", scene, SUM_CUTOFF, order)
     residual, passes = torch.empty_like(target), range(0, prepared.channels, GROUP)
     size = len(passes), prepared.tiles
     squares = torch.empty(size, dtype=torch.float64, device=target.device)
@@ -121,7 +127,7 @@ def rasterize_error_backward(
     scene: Scene, residual: Tensor, scale: float, coordinates: int, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See the operator. Coordinates of 0 ask for the colors alone."""
-    prepared, cholesky = _prepare(scene, order), scene[5]
+    prepared, cholesky = _prepare("rasterize_sum", scene, SUM_CUTOFF, order), scene[5]
     num, blocks = prepared.num, -(-prepared.num // OF_A_BLOCK)
     geometry = cholesky.new_zeros(num if coordinates else 0, 5)
     grad_colors = torch.empty_like(prepared.colors)
