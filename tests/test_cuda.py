@@ -24,7 +24,7 @@ from instantgi.models.fields import LocalFields, describe_triangles
 from instantgi.models.look import Look, look_target
 from instantgi.points import make_mesh
 from instantgi.points.dither import dither_map, dither_map_reference
-from instantgi.render import rasterize
+from instantgi.render import rasterize, rasterize_mixture
 from instantgi.render.ops import order_by_place, rasterize_error, to_blocks
 
 CUDA = Path(__file__).parents[1] / "cuda"
@@ -245,6 +245,15 @@ def test_many_gaussians_in_one_tile_and_many_chunks(on_gpu):
     assert_close(actual, expected, rtol=1e-4, atol=2 / 255)
 
 
+def test_many_gaussians_in_one_tile_of_a_mixture(on_gpu):
+    gaussians = random_gaussians(9000, 20, 36, scales=(0.5, 3))
+    expected = rasterize_mixture(gaussians, 20, 36, top_k=30)
+    actual = on_gpu(lambda scene: rasterize_mixture(scene, 20, 36, top_k=30), gaussians)
+    # the last of 30 weights, where rounding may choose another, is at most a 30th of all
+    assert_close(actual, expected, rtol=0, atol=1 / 30)
+    assert ((actual - expected).abs() > 1e-6).float().mean() < 0.01
+
+
 # what only a GPU has
 
 
@@ -332,10 +341,11 @@ def test_every_kernel_compiles(op, arch, monkeypatch, tmp_path):
     assert native.cubin(op, "float", arch).startswith(b"\x7fELF")
 
 
-def test_the_rasterizer_compiles_in_double(monkeypatch, tmp_path):
+@pytest.mark.parametrize("op", [op for op in OPS if op.startswith(("rasterize", "prepare"))])
+def test_the_rasterizer_compiles_in_double(op, monkeypatch, tmp_path):
     pytest.importorskip("cuda.core")
     monkeypatch.setenv("INSTANTGI_CACHE", str(tmp_path))
-    assert native.cubin("rasterize_sum", "double", "sm_90").startswith(b"\x7fELF")
+    assert native.cubin(op, "double", "sm_90").startswith(b"\x7fELF")
 
 
 @pytest.fixture

@@ -32,36 +32,45 @@ def assert_gradients_match(picture, scene, expected, reference, rtol, atol=0.0):
     """Gradients of a random sum of the picture, relative to the largest of each field."""
     random = torch.Generator().manual_seed(1)
     weights = torch.randn(expected.shape, generator=random, dtype=torch.float64)
-    made = torch.autograd.grad(picture, scene, weights.to(picture.dtype))
+    made = torch.autograd.grad(picture, scene, weights.to(picture))
     wanted = torch.autograd.grad(expected, reference, weights)
     for one, other in zip(made, wanted, strict=True):
         scale = float(other.abs().max()) if other.numel() else 0.0
-        assert_close(one.double(), other, rtol=0, atol=rtol * scale + atol)
+        assert_close(one.cpu().double(), other, rtol=0, atol=rtol * scale + atol)
 
 
 # The mixture
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 10, 32])
+@pytest.mark.parametrize("top_k", [1, 2, 10, 11, 32])
 @pytest.mark.parametrize("num, height, width, channels", SCENES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_mixture_matches_reference(num, height, width, channels, top_k, dtype):
+def test_mixture_matches_reference(device, num, height, width, channels, top_k, dtype):
     scene = random_gaussians(num, height, width, channels=channels, scales=(1, 6), seed=3)
-    scene = leaves(scene, dtype)
-    reference = leaves(scene, torch.float64)
+    scene = scene.to(dtype)
+    reference, scene = leaves(scene, torch.float64), leaves(scene.to(device), dtype)
     picture = rasterize_mixture(scene, height, width, top_k=top_k)
     expected = mixture_reference(reference, height, width, top_k)
     # a mean of colors in [0, 1], from weights with a relative error of 1e-6 at the far end
-    assert_close(picture.double(), expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-13)
+    atol = 2e-6 if dtype == torch.float32 else 1e-13
+    assert_close(picture.cpu().double(), expected, rtol=0, atol=atol)
     # c − C of the only Gaussian at a pixel is a difference of equal numbers
     alone = 2e-6 if dtype == torch.float32 else 1e-14
     rtol = 1e-5 if dtype == torch.float32 else 1e-11
     assert_gradients_match(picture, fields(scene), expected, fields(reference), rtol, alone)
 
 
-def test_mixture_gradient_passes_gradcheck():
+def test_mixture_of_wide_gaussians_matches_reference(device):
+    scene = random_gaussians(60, 70, 90, scales=(8, 40), dtype=torch.float64)
+    reference, scene = leaves(scene, torch.float64), leaves(scene.to(device), torch.float64)
+    picture, expected = rasterize_mixture(scene, 70, 90), mixture_reference(reference, 70, 90)
+    assert_close(picture.cpu(), expected, rtol=0, atol=1e-12)
+    assert_gradients_match(picture, fields(scene), expected, fields(reference), 1e-11)
+
+
+def test_mixture_gradient_passes_gradcheck(device):
     scene = random_gaussians(12, 8, 9, scales=(1, 3), seed=5, dtype=torch.float64)
-    inputs = fields(leaves(scene, torch.float64))
+    inputs = fields(leaves(scene.to(device), torch.float64))
 
     def draw(means, cholesky, colors):
         return rasterize_mixture(Gaussians(means, cholesky, colors), 8, 9, top_k=4)
@@ -71,8 +80,8 @@ def test_mixture_gradient_passes_gradcheck():
 
 
 @pytest.mark.parametrize("top_k", [1, 7])
-def test_mixture_operator_is_well_formed(top_k):
-    scene = fields(leaves(random_gaussians(9, 10, 13), torch.float32))
+def test_mixture_operator_is_well_formed(device, top_k):
+    scene = fields(leaves(random_gaussians(9, 10, 13).to(device), torch.float32))
     operator = torch.ops.instantgi.rasterize_mixture.default
     torch.library.opcheck(operator, (*scene, 10, 13, top_k, 1e-4))
 
@@ -86,22 +95,22 @@ def test_one_gaussian_keeps_its_color_and_fades_by_epsilon():
     assert_close(picture, expected, rtol=2e-6, atol=1 / 255)
 
 
-def test_equal_gaussians_average_their_colors_however_many_they_are():
+def test_equal_gaussians_average_their_colors_however_many_they_are(device):
     scene = one_gaussian((4.0, 4.0), (2.0, 0.5, 2.0), (0.0,)).map(lambda f: f.repeat(20, 1))
     scene = Gaussians(scene.means, scene.cholesky, torch.arange(20.0)[:, None])
-    picture = rasterize_mixture(scene, 8, 8, top_k=3)
+    picture = rasterize_mixture(scene.to(device), 8, 8, top_k=3).cpu()
     assert_close(picture[0, 4, 4], torch.tensor(9.5), rtol=1e-4, atol=0)
 
 
-def test_order_of_gaussians_is_irrelevant_to_the_mixture():
-    scene = random_gaussians(150, 30, 40, scales=(1, 6))
-    shuffled = scene[torch.randperm(150, generator=torch.Generator().manual_seed(0))]
+def test_order_of_gaussians_is_irrelevant_to_the_mixture(device):
+    scene = random_gaussians(150, 30, 40, scales=(1, 6)).to(device)
+    shuffled = scene[torch.randperm(150, generator=torch.Generator().manual_seed(0)).to(device)]
     pictures = [rasterize_mixture(each, 30, 40, top_k=5) for each in (scene, shuffled)]
     assert_close(pictures[0], pictures[1], rtol=0, atol=1e-6)  # the order of additions
 
 
-def test_mixture_does_not_depend_on_the_part_that_is_drawn():
-    scene = random_gaussians(200, 70, 90, scales=(1, 9))
+def test_mixture_does_not_depend_on_the_part_that_is_drawn(device):
+    scene = random_gaussians(200, 70, 90, scales=(1, 9)).to(device)
     whole = rasterize_mixture(scene, 70, 90)
     part = rasterize_mixture(scene, 30, 50, origin=(21, 13))
     assert_close(part, whole[:, 13:43, 21:71], rtol=0, atol=2e-5)  # means shift by a rounding
@@ -127,10 +136,12 @@ def test_mixture_of_a_turned_scene_is_the_turned_mixture():
 
 
 @pytest.mark.parametrize("mean, cholesky", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_gaussians_stay_finite_in_a_mixture(mean, cholesky):
-    scene = leaves(one_gaussian(mean, cholesky), torch.float32)
+def test_hostile_gaussians_stay_finite_in_a_mixture(device, mean, cholesky):
+    scene = leaves(one_gaussian(mean, cholesky).to(device), torch.float32)
     picture = rasterize_mixture(scene, 40, 40)
     assert picture.isfinite().all() and picture.min() >= 0 and picture.max() <= 1
+    grads = torch.autograd.grad(picture.sin().sum(), fields(scene))
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 def test_same_bytes_on_any_number_of_threads():

@@ -14,6 +14,7 @@ TILE_HEIGHT, TILE_WIDTH = 16, 32  # pixels; these are constants of the source
 THREADS, CHUNK, OF_A_GROUP, OF_A_BLOCK = 256, 128, 64, 64
 SPLAT, BOX = 12, 4  # numbers of a record; a splat's ten are aligned to 16 bytes
 WARP = 32
+SLOTS = (4, 10, 16, 32)  # terms of a mixture at a pixel, at most, for which there are kernels
 SUM_CUTOFF = math.log2(255)  # the exponent s at which a weight 2^−s is 1/255
 
 
@@ -55,9 +56,11 @@ class _Prepared:
 
     def call(self, kernel: str, blocks: int, first: int, *arguments) -> None:
         """Launch for the channels from `first` on, as many as one pass draws."""
-        name = f"{kernel}_{min(GROUP, self.channels - first)}"
+        self.launch(f"{kernel}_{min(GROUP, self.channels - first)}", blocks, first, *arguments)
+
+    def launch(self, kernel: str, blocks: int, first: int, *arguments) -> None:
         arguments = (*self.scene, first, *arguments)
-        native.call_cuda(self.op, name, blocks, THREADS, *arguments, real=self.colors.dtype)
+        native.call_cuda(self.op, kernel, blocks, THREADS, *arguments, real=self.colors.dtype)
 
 
 # num, channels, height, width, means, cholesky, colors, tile_limits
@@ -137,4 +140,35 @@ def rasterize_error_backward(
             prepared.call("backward", blocks, first, *arguments)
         else:
             prepared.call("backward_colors", blocks, first, residual, scale, grad_colors)
+    return geometry, grad_colors
+
+
+def rasterize_mixture(
+    scene: Scene, cutoff: float, top_k: int, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See the operator."""
+    prepared = _prepare("rasterize_mixture", scene, cutoff, None)
+    image = prepared.colors.new_empty(scene[1:4])
+    limits, totals = (image.new_empty(-(-scene[2] // 4) * -(-scene[3] // 4) * 16) for _ in range(2))
+    prepared.launch(_find_limits(top_k), prepared.tiles, 0, top_k, cutoff, limits)
+    for first in range(0, prepared.channels, GROUP):
+        prepared.call("draw_mixture", prepared.tiles, first, epsilon, limits, image, totals)
+    return image, limits, totals
+
+
+def _find_limits(top_k: int) -> str:
+    return f"find_limits_{next(slots for slots in SLOTS if top_k <= slots)}"
+
+
+def rasterize_mixture_backward(
+    scene: Scene, cutoff: float, shares: Tensor, limits: Tensor, common: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From the gradient of the picture over its totals, and the sum over channels of that times the
+    picture, both in blocks: gradients of geometry [N, 5], means before shapes, and colors.
+    """
+    prepared, cholesky = _prepare("rasterize_mixture", scene, cutoff, None), scene[5]
+    geometry, grad_colors = cholesky.new_zeros(prepared.num, 5), torch.empty_like(prepared.colors)
+    arguments = (cholesky, shares, limits, common, geometry, grad_colors)
+    for first in range(0, prepared.channels, GROUP):
+        prepared.call("backward", -(-prepared.num // OF_A_BLOCK), first, *arguments)
     return geometry, grad_colors
