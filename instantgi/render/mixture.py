@@ -193,7 +193,8 @@ def mixture_backward_on_cpu(
     published: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of means, shapes and colors."""
-    scene = _scene(means, shapes, colors, *grad_image.shape[1:], published)
+    height, width = grad_image.shape[1:]
+    scene = _scene(means, shapes, colors, height, width, published)
     geometry, grad_colors = means.new_empty(len(means), 5), torch.empty_like(scene[-1])
     grad_image = grad_image.to(means.dtype).contiguous()
     call_cpu(

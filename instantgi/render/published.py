@@ -81,8 +81,8 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        image, limits, totals, *scene = ctx.saved_tensors
-        saved = image, limits, totals
+        image, limits, totals, means, covariances, colors = ctx.saved_tensors
+        saved, scene = (image, limits, totals), (means, covariances, colors)
         grads = mixture_backward_on_cpu(grad, saved, *scene, NEVER, published=True)
         return *grads, None, None, None, None
 
