@@ -64,7 +64,10 @@ constexpr float kFar = 3e38f;  // what lies beyond shares an edge
 
 __device__ Box nothing() { return {kFar, kFar, -kFar, -kFar}; }
 
-__device__ float edge(double x) { return float(x < -kFar ? -kFar : x > kFar ? kFar : x); }
+template <typename T>
+__device__ float edge(T x) {
+    return float(x < -T(kFar) ? -T(kFar) : x > T(kFar) ? T(kFar) : x);
+}
 
 __device__ int lane_of() { return threadIdx.x % kWarp; }
 __device__ int warp_of() { return threadIdx.x / kWarp; }

@@ -30,6 +30,22 @@ def order_by_place(means: Float[Tensor, "N 2"], height: int, width: int) -> Int6
     return keys.sort(stable=True).indices
 
 
+def order_in_cells(places: Float[Tensor, "N 2"], of_cell: int) -> Int64[Tensor, " N"]:
+    """Indices such that each so many that follow one another are neighbors in the plane.
+
+    Bands of equal numbers by y, each sorted by x: however places are spread, where a curve through
+    squares needs to know a picture.
+    """
+    num, places = len(places), places.detach().nan_to_num()
+    of_band = of_cell * max(1, math.ceil(math.sqrt(num / of_cell)))
+    bands = -(-num // of_band)
+    by_y = places[:, 1].argsort(stable=True)
+    x = torch.nn.functional.pad(places[by_y, 0], (0, bands * of_band - num), value=math.inf)
+    within = x.view(bands, of_band).argsort(dim=1, stable=True)  # padding last
+    begin = torch.arange(bands, device=places.device)[:, None] * of_band
+    return by_y[(within + begin).flatten()[:num]]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
     """Gaussians as the kernels want them, in the order by place."""
@@ -169,6 +185,66 @@ def rasterize_mixture_backward(
     prepared, cholesky = _prepare("rasterize_mixture", scene, cutoff, None), scene[5]
     geometry, grad_colors = cholesky.new_zeros(prepared.num, 5), torch.empty_like(prepared.colors)
     arguments = (cholesky, shares, limits, common, geometry, grad_colors)
+    for first in range(0, prepared.channels, GROUP):
+        prepared.call("backward", -(-prepared.num // OF_A_BLOCK), first, *arguments)
+    return geometry, grad_colors
+
+
+# num, places and order of points, in cells, and the boxes of cells and groups of them
+_Cells = tuple[int, Tensor, Tensor, Tensor, Tensor]
+
+
+def _cells(points: Tensor) -> _Cells:
+    order, num = order_in_cells(points, WARP), len(points)
+    places, num_cells = points[order].contiguous(), -(-num // WARP)
+    cells = places.new_empty(max(1, num_cells), BOX, dtype=torch.float32)
+    blocks = -(-num // THREADS)
+    arguments = (num, places, cells)
+    native.call_cuda(
+        "rasterize_points", "cell_boxes", blocks, THREADS, *arguments, real=points.dtype
+    )
+    return num, places, order, cells, _group_boxes(cells, num_cells, points.dtype)
+
+
+def _prepare_anywhere(scene: Scene, cutoff: float) -> _Prepared:
+    """The scene of a picture of 0x0 pixels, whose Gaussians may be anywhere."""
+    return _prepare("rasterize_points", scene, cutoff, order_in_cells(scene[4], CHUNK))
+
+
+def rasterize_points(
+    scene: Scene, cutoff: float, points: Tensor, top_k: int, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See the operator; a top_k of 0 is the sum."""
+    prepared, cells = _prepare_anywhere(scene, cutoff), _cells(points)
+    blocks = -(-len(points) // THREADS)
+    values = points.new_empty(len(points), prepared.channels)
+    limits, totals = points.new_full((len(points),), cutoff), points.new_empty(len(points))
+    if top_k:
+        prepared.launch(_find_limits(top_k), blocks, 0, *cells, top_k, cutoff, limits)
+    for first in range(0, prepared.channels, GROUP):
+        arguments = (*cells, int(top_k > 0), epsilon, limits, values, totals)
+        prepared.call("draw_points", blocks, first, *arguments)
+    return values, limits, totals
+
+
+def rasterize_points_backward(
+    scene: Scene,
+    cutoff: float,
+    points: Tensor,
+    shares: Tensor,
+    limits: Tensor,
+    common: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As of a mixture, but not in blocks; of a sum nothing is common."""
+    prepared, cells, cholesky = _prepare_anywhere(scene, cutoff), _cells(points), scene[5]
+    geometry, grad_colors = cholesky.new_zeros(prepared.num, 5), torch.empty_like(prepared.colors)
+    order = cells[2]
+    sorted_ones = (
+        shares[order].contiguous(),
+        limits[order],
+        None if common is None else common[order],
+    )
+    arguments = (*cells, cholesky, *sorted_ones, geometry, grad_colors)
     for first in range(0, prepared.channels, GROUP):
         prepared.call("backward", -(-prepared.num // OF_A_BLOCK), first, *arguments)
     return geometry, grad_colors
