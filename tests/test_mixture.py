@@ -42,7 +42,7 @@ def assert_gradients_match(picture, scene, expected, reference, rtol, atol=0.0):
 # The mixture
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 10, 11, 32])
+@pytest.mark.parametrize("top_k", [1, 10, 11, 32])
 @pytest.mark.parametrize("num, height, width, channels", SCENES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixture_matches_reference(device, num, height, width, channels, top_k, dtype):
