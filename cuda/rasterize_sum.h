@@ -15,7 +15,6 @@ namespace instantgi {
 
 constexpr double kUnit = 0.84932180028801905;    // √(½ log2 e): (u, v) = kUnit · z
 constexpr double kCutoff = 7.99435343685885815;  // log2 255
-constexpr double kRadius = 3.32904296913044548;  // √(2 ln 255), standard deviations
 constexpr double kThinnest = 1e-6;               // px; a Gaussian with a smaller |l11| or |l22| is not drawn
 
 // p − m to (u, v): u = a dx, v = b dx + c dy.

@@ -276,14 +276,15 @@ def cache_folder() -> Path:
 def cuda_source(op: str) -> str:
     """cuda/<op>_cuda.cu with our headers in their places."""
     root = FOLDER if (FOLDER / f"{op}_cuda.cu").is_file() else Path(__file__).parents[1] / "cuda"
-    try:
-        text = (root / f"{op}_cuda.cu").read_text(encoding="utf-8")
+
+    def expanded(name: str) -> str:
+        text = (root / name).read_text(encoding="utf-8").replace("#pragma once", "")
         return re.sub(
-            r'^#include "(.+)"$',
-            lambda match: (root / match[1]).read_text(encoding="utf-8").replace("#pragma once", ""),
-            text,
-            flags=re.MULTILINE,
+            r'^#include "(.+)"$', lambda match: expanded(match[1]), text, flags=re.MULTILINE
         )
+
+    try:
+        return expanded(f"{op}_cuda.cu")
     except OSError as error:
         raise RuntimeError(f"a CUDA source is missing ({error}): reinstall instantgi") from error
 

@@ -16,7 +16,7 @@ from instantgi import native
 from instantgi.fit import adan, gaussianimage, local_adam
 from instantgi.models import fields
 from instantgi.points.dither import dither_map_cuda
-from instantgi.render import cuda, ops
+from instantgi.render import cuda, mixture, ops, points
 
 TESTS = Path(__file__).parent
 CUDA = TESTS.parent / "cuda"
@@ -28,6 +28,10 @@ OPERATORS = {
     "rasterize_error": ops.rasterize_error_cuda,
     "rasterize_error_backward": ops.rasterize_error_backward_cuda,
     "order_by_place": cuda.order_by_place,
+    "rasterize_mixture": mixture.rasterize_mixture_cuda,
+    "rasterize_mixture_backward": mixture.rasterize_mixture_backward_cuda,
+    "rasterize_points": points.rasterize_points_cuda,
+    "rasterize_points_backward": points.rasterize_points_backward_cuda,
     "local_adam_": local_adam.local_adam_cuda,
     "adan_": adan.adan_cuda,
     "gaussianimage": gaussianimage.gaussianimage_cuda,

@@ -24,7 +24,7 @@ from instantgi.models.fields import LocalFields, describe_triangles
 from instantgi.models.look import Look, look_target
 from instantgi.points import make_mesh
 from instantgi.points.dither import dither_map, dither_map_reference
-from instantgi.render import rasterize
+from instantgi.render import mixture_at, rasterize, rasterize_mixture
 from instantgi.render.ops import order_by_place, rasterize_error, to_blocks
 from instantgi.representations import flat
 
@@ -247,6 +247,45 @@ def test_many_gaussians_in_one_tile_and_many_chunks(on_gpu):
     assert_close(actual, expected, rtol=1e-4, atol=2 / 255)
 
 
+def test_many_gaussians_in_one_tile_of_a_mixture(on_gpu):
+    gaussians = random_gaussians(9000, 20, 36, scales=(0.5, 3))
+    expected = rasterize_mixture(gaussians, 20, 36, top_k=30)
+    actual = on_gpu(lambda scene: rasterize_mixture(scene, 20, 36, top_k=30), gaussians)
+    # the last of 30 weights, where rounding may choose another, is at most a 30th of all
+    assert_close(actual, expected, rtol=0, atol=1 / 30)
+    assert ((actual - expected).abs() > 1e-6).float().mean() < 0.01
+
+
+def test_a_mixture_gives_the_same_bytes_twice(on_gpu):
+    scene, points = random_gaussians(400, 40, 50, scales=(1, 6)), torch.rand(300, 2) * 40
+
+    def run(scene, points):
+        leaves = scene.map(lambda field: field.clone().requires_grad_())
+        picture, values = rasterize_mixture(leaves, 40, 50), mixture_at(leaves, points)
+        grads = torch.autograd.grad(picture.sin().sum() + values.cos().sum(), fields(leaves))
+        return picture.detach(), values.detach(), *grads
+
+    first, second = on_gpu(run, scene, points), on_gpu(run, scene, points)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("num, num_points", [(9000, 600), (6, 40_000)])
+def test_values_and_gradients_at_many_points(on_gpu, num, num_points):
+    scene = random_gaussians(num, 40, 60, scales=(0.5, 4) if num > 6 else (9, 30))
+    random = torch.Generator().manual_seed(0)
+    points = torch.rand(num_points, 2, generator=random) * torch.tensor([60.0, 40.0])
+
+    def run(scene, points):
+        leaves = scene.map(lambda field: field.clone().requires_grad_())
+        values = mixture_at(leaves, points, top_k=32)
+        return values.detach(), *torch.autograd.grad(values.sin().sum(), fields(leaves))
+
+    for part, other in zip(on_gpu(run, scene, points), run(scene, points), strict=True):
+        # sums in another order; at some points rounding chooses another last weight
+        error = (part - other).abs()
+        assert (error > 1e-4 * other.abs().max()).float().mean() < 0.01
+
+
 # what only a GPU has
 
 
@@ -334,10 +373,11 @@ def test_every_kernel_compiles(op, arch, monkeypatch, tmp_path):
     assert native.cubin(op, "float", arch).startswith(b"\x7fELF")
 
 
-def test_the_rasterizer_compiles_in_double(monkeypatch, tmp_path):
+@pytest.mark.parametrize("op", [op for op in OPS if op.startswith(("rasterize", "prepare"))])
+def test_the_rasterizer_compiles_in_double(op, monkeypatch, tmp_path):
     pytest.importorskip("cuda.core")
     monkeypatch.setenv("INSTANTGI_CACHE", str(tmp_path))
-    assert native.cubin("rasterize_sum", "double", "sm_90").startswith(b"\x7fELF")
+    assert native.cubin(op, "double", "sm_90").startswith(b"\x7fELF")
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from instantgi.gaussians import Gaussians, check_size
 from instantgi.native import call_cpu
-from instantgi.render.ops import check_fields
+from instantgi.render import cuda
+from instantgi.render.ops import check_fields, from_blocks, to_blocks
 from instantgi.render.reference import pixel_centers, weights_at
 
 TOP_K, MOST_TERMS = 10, 32
@@ -133,6 +134,35 @@ def _(grad_image, image, limits, totals, means, cholesky, colors, epsilon):
     return mixture_backward_on_cpu(grad_image, saved, means, cholesky, colors, cutoff_of(epsilon))
 
 
+def rasterize_mixture_cuda(means, cholesky, colors, height, width, top_k, epsilon):
+    check_mixture(top_k, epsilon)
+    scene = _scene_on_cuda(means, cholesky, colors, height, width)
+    return cuda.rasterize_mixture(scene, cutoff_of(epsilon), top_k, epsilon)
+
+
+torch.library.impl("instantgi::rasterize_mixture", "cuda", rasterize_mixture_cuda)
+
+
+def rasterize_mixture_backward_cuda(
+    grad_image, image, limits, totals, means, cholesky, colors, epsilon
+):
+    height, width = grad_image.shape[1:]
+    # ∂C/∂wₙ = (cₙ − C) / D
+    shares = grad_image.to(means.dtype) / from_blocks(totals, height, width)
+    common = (shares * image).sum(0, keepdim=True)
+    geometry, grad_colors = cuda.rasterize_mixture_backward(
+        _scene_on_cuda(means, cholesky, colors, height, width),
+        cutoff_of(epsilon),
+        to_blocks(shares),
+        limits,
+        to_blocks(common),
+    )
+    return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
+
+
+torch.library.impl("instantgi::rasterize_mixture_backward", "cuda", rasterize_mixture_backward_cuda)
+
+
 def mixture_on_cpu(
     means: Tensor,
     shapes: Tensor,
@@ -179,6 +209,10 @@ def _scene(means, shapes, colors, height, width, published):
     is_double, size = int(means.dtype == torch.float64), (colors.shape[1], height, width)
     fields = means.contiguous(), shapes.contiguous(), colors.contiguous()
     return is_double, int(published), len(means), *size, *fields
+
+
+def _scene_on_cuda(means, cholesky, colors, height, width):
+    return *_scene(means, cholesky, colors, height, width, False)[2:], None
 
 
 @torch.library.register_fake("instantgi::rasterize_mixture")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from instantgi.gaussians import Gaussians
 from instantgi.native import call_cpu
+from instantgi.render import cuda
 from instantgi.render.mixture import (
     EPSILON,
     TOP_K,
@@ -103,19 +104,52 @@ def _(grad, values, limits, totals, means, cholesky, colors, points, top_k, epsi
     return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
 
 
+def rasterize_points_cuda(means, cholesky, colors, points, top_k, epsilon):
+    if top_k != SUM:
+        check_mixture(top_k, epsilon)
+    scene, cutoff = _scene_on_cuda(means, cholesky, colors), _cutoff(top_k, epsilon)
+    return cuda.rasterize_points(scene, cutoff, points.contiguous(), top_k, epsilon)
+
+
+torch.library.impl("instantgi::rasterize_points", "cuda", rasterize_points_cuda)
+
+
+def rasterize_points_backward_cuda(
+    grad, values, limits, totals, means, cholesky, colors, points, top_k, epsilon
+):
+    scene, cutoff = _scene_on_cuda(means, cholesky, colors), _cutoff(top_k, epsilon)
+    shares = grad / totals[:, None]
+    common = None if top_k == SUM else (shares * values).sum(1)
+    arguments = (points.contiguous(), shares, limits, common)
+    geometry, grad_colors = cuda.rasterize_points_backward(scene, cutoff, *arguments)
+    return geometry[:, :2].clone(), geometry[:, 2:].clone(), grad_colors
+
+
+torch.library.impl("instantgi::rasterize_points_backward", "cuda", rasterize_points_backward_cuda)
+
+
+def _scene_on_cuda(means, cholesky, colors):
+    check_fields(means, cholesky, colors)
+    fields = means.contiguous(), cholesky.contiguous(), colors.contiguous()
+    return len(means), colors.shape[1], 0, 0, *fields, None
+
+
+def _cutoff(top_k, epsilon):
+    return math.log2(255) if top_k == SUM else cutoff_of(epsilon)
+
+
 def _scene(means, cholesky, colors, points, top_k, epsilon):
     check_fields(means, cholesky, colors)
     fields = means.contiguous(), cholesky.contiguous(), colors.contiguous()
-    cutoff = math.log2(255) if top_k == SUM else cutoff_of(epsilon)
     is_double = int(means.dtype == torch.float64)
     return (
         is_double,
         len(means),
         colors.shape[1],
         *fields,
-        cutoff,
+        _cutoff(top_k, epsilon),
         len(points),
-        (points.contiguous()),
+        points.contiguous(),
         top_k,
     )
 

@@ -81,11 +81,9 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        image, limits, totals, *scene = ctx.saved_tensors
-        saved = image, limits, totals
-        means, covariances, colors = scene
-        fields = means, covariances, colors
-        grads = mixture_backward_on_cpu(grad, saved, *fields, NEVER, published=True)
+        image, limits, totals, means, covariances, colors = ctx.saved_tensors
+        saved, scene = (image, limits, totals), (means, covariances, colors)
+        grads = mixture_backward_on_cpu(grad, saved, *scene, NEVER, published=True)
         return *grads, None, None, None, None
 
 

@@ -6,7 +6,8 @@ Builds the CPU kernels if they are missing, runs the tests that are marked `gpu`
 drawing, both passes and whole steps as replayed CUDA graphs (CUDA events, medians), the start of a
 fit, and PSNR over wall-clock time on the pictures of DIR. "floor" is the larger of arithmetic over
 the rate of fused multiply-adds and bytes over the bandwidth of memory, both of which are measured
-first. `--device cpu --quick` runs the same lines on the CPU, for the script's sake.
+first. "mixture" is of the 10 largest, Gaussians so much smaller that its pairs are those of the
+sum. `--device cpu --quick` runs the same lines on the CPU, for the script's sake.
 """
 
 import argparse
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from bench.rasterize import count_pairs
+from bench.rasterize import count_pairs, with_pairs_of_the_sum
 from bench.timing import conditions
 from scenes import random_gaussians
 
@@ -32,7 +33,8 @@ from instantgi.fit import LocalAdam, fit_image, heuristic_start, solve_colors
 from instantgi.fit.network import network_start
 from instantgi.images import read_image
 from instantgi.metrics import psnr
-from instantgi.render import rasterize
+from instantgi.render import rasterize, rasterize_mixture
+from instantgi.render.mixture import EPSILON, TOP_K
 from instantgi.render.ops import (
     LOCAL,
     order_by_place,
@@ -129,7 +131,7 @@ def run_sanitizer() -> str:
     """Accesses outside of memory in the tests of single kernels."""
     if shutil.which("compute-sanitizer") is None:
         return "is not on this machine"
-    chosen = "cuda and (dither or described or adan or order or many_gaussians or solved)"
+    chosen = "cuda and (dither or described or adan or order or many or solved)"
     command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q"]
     command += ["-m", "gpu", "-k", chosen, "tests/test_cuda.py"]
     try:
@@ -200,6 +202,10 @@ def time_scene(device: torch.device, ceilings: dict, num: int, height: int, widt
     target = to_blocks(image)
     order = order_by_place(gaussians.means, height, width)
     residual = rasterize_error(*scene, target, height, width, False, order)[0]
+    mixed = with_pairs_of_the_sum(gaussians)
+    mixed_scene = (mixed.means, mixed.cholesky, mixed.colors)
+    mixture = torch.ops.instantgi.rasterize_mixture(*mixed_scene, height, width, TOP_K, EPSILON)
+    mixture_backward = torch.ops.instantgi.rasterize_mixture_backward
     fitter = LocalAdam(relocations=())
     fitter.start(image, gaussians, num, 0)
     fitter.schedule.set(1e-9, 1e-9, 0.9, 0.99, 1.0, 1.0)
@@ -216,6 +222,8 @@ def time_scene(device: torch.device, ceilings: dict, num: int, height: int, widt
             "forward": lambda: rasterize_error(*scene, target, height, width, False, order),
             "backward": backward,
             "step": fitter._move,
+            "mixture": lambda: rasterize_mixture(mixed, height, width),
+            "mixture backward": lambda: mixture_backward(image, *mixture, *mixed_scene, EPSILON),
         }.items()
     }
     # the cheapest that a step can be: parameters, moments and gradients once, the picture thrice

@@ -6,10 +6,13 @@ Standard deviations are uniform in 0.85 to 2.55 px, angles uniform. "pairs" are 
 pixel) pairs with a weight of at least 1/255, counted exactly, pixel by pixel, without the kernels.
 "exp" is torch.exp over as many floats with as many threads, run in turns with the kernels; "ratio"
 is (forward + backward) / exp, by medians. "error" and "local" are both passes as a fit runs them.
+"mixture" and "its backward" are of the mixture of the 10 largest, with Gaussians so much smaller
+that its pairs, down to where it drops a weight, are those of the sum.
 """
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -21,7 +24,9 @@ from bench.timing import EXP, conditions, exp_of, milliseconds, peak_megabytes, 
 from scenes import random_gaussians
 
 from instantgi.gaussians import Gaussians
-from instantgi.render import rasterize, rasterize_reference
+from instantgi.render import rasterize, rasterize_mixture, rasterize_reference
+from instantgi.render.cuda import SUM_CUTOFF
+from instantgi.render.mixture import EPSILON, TOP_K, cutoff_of
 from instantgi.render.ops import (
     LOCAL,
     rasterize_error,
@@ -31,6 +36,7 @@ from instantgi.render.ops import (
 )
 
 SCALES = (0.85, 2.55)
+MIXTURE = ("mixture", "its backward")
 DENSITY = 43_000 / (768 * 512)
 SIZES = [(64, 64), (256, 256), (512, 768), (1080, 1920), (2160, 3840), (4320, 8192)]
 
@@ -52,6 +58,12 @@ def count_pairs(gaussians: Gaussians, height: int, width: int) -> int:
     return pairs
 
 
+def with_pairs_of_the_sum(gaussians: Gaussians) -> Gaussians:
+    """A mixture of them reaches the pixels that the sum of the given ones reaches."""
+    shrink = math.sqrt(SUM_CUTOFF / cutoff_of(EPSILON))
+    return Gaussians(gaussians.means, gaussians.cholesky * shrink, gaussians.colors)
+
+
 def measure(num: int, height: int, width: int, runs: int) -> dict[str, float]:
     gaussians = random_gaussians(num, height, width, scales=SCALES)
     fields = gaussians.means, gaussians.cholesky, gaussians.colors
@@ -60,6 +72,10 @@ def measure(num: int, height: int, width: int, runs: int) -> dict[str, float]:
     image = torch.rand(3, height, width, generator=random)
     target = to_blocks(image)
     residual, _ = rasterize_error(*fields, target, height, width, False)
+    mixed = with_pairs_of_the_sum(gaussians)
+    mixed_fields = mixed.means, mixed.cholesky, mixed.colors
+    mixture = torch.ops.instantgi.rasterize_mixture(*mixed_fields, height, width, TOP_K, EPSILON)
+    mixture_backward = torch.ops.instantgi.rasterize_mixture_backward
     times = milliseconds(
         {
             EXP: exp_of(pairs),
@@ -67,6 +83,8 @@ def measure(num: int, height: int, width: int, runs: int) -> dict[str, float]:
             "backward": lambda: rasterize_sum_backward(image, *fields, None),
             "error": lambda: rasterize_error(*fields, target, height, width, False),
             "local": lambda: rasterize_error_backward(residual, *fields, height, width, 1.0, LOCAL),
+            "mixture": lambda: rasterize_mixture(mixed, height, width),
+            "its backward": lambda: mixture_backward(image, *mixture, *mixed_fields, EPSILON),
         },
         runs,
     )
@@ -89,6 +107,7 @@ def measure(num: int, height: int, width: int, runs: int) -> dict[str, float]:
 def print_rows(title: str, rows: list[dict[str, float]]) -> None:
     columns = ["picture", "N", "M pairs", "forward ms", "backward ms", "sum ms", "IQR", "exp ms"]
     columns += ["IQR", "ratio", "ns/pair", "error ms", "local ms", "ratio"]
+    columns += ["mixture ms", "its backward ms"]
     print(f"\n{title}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for r in rows:
         cells = [
@@ -97,7 +116,7 @@ def print_rows(title: str, rows: list[dict[str, float]]) -> None:
             f"{r['pairs'] / 1e6:.2f}",
         ]
         names = ["forward", "backward", "sum", "sum iqr", EXP, f"{EXP} iqr", "ratio", "ns per pair"]
-        cells += [f"{r[name]:.2f}" for name in (*names, "error", "local", "fit ratio")]
+        cells += [f"{r[name]:.2f}" for name in (*names, "error", "local", "fit ratio", *MIXTURE)]
         print("|", " | ".join(cells), "|", flush=True)
 
 
