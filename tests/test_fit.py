@@ -7,8 +7,10 @@ import torch
 from scenes import random_gaussians
 
 from instantgi.fit import (
+    LIG,
     METHODS,
     GaussianImage,
+    ImageGS,
     LocalAdam,
     default_count,
     fit_image,
@@ -16,6 +18,8 @@ from instantgi.fit import (
     solve_colors,
 )
 from instantgi.fit.adan import Adan
+from instantgi.fit.imagegs import Grids, PublishedShape, draw_places, on_grid
+from instantgi.fit.lig import cholesky_of, covariance_gradient, make_valid_, split_count
 from instantgi.fit.loop import Progress
 from instantgi.gaussians import Gaussians, cholesky_from_scales_rotations
 from instantgi.metrics import psnr
@@ -23,7 +27,7 @@ from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize, rasterize_reference
 from instantgi.render.draw import draw
 from instantgi.render.reference import weights_reference
-from instantgi.representations import flat
+from instantgi.representations import Levels, flat
 
 
 def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -437,3 +441,168 @@ def test_relocation_moves_idle_gaussians_to_the_error():
     fitted = fit_image(image, idle, method=method, iterations=60)
     distances = (fitted.means - torch.tensor([50.5, 8.5])).norm(dim=1)
     assert int((distances < 0.01).sum()) == 1
+
+
+# LIG
+
+
+@pytest.mark.parametrize(
+    "num, levels, expected",
+    [(500_000, 2, [62_500, 437_500]), (1000, 1, [1000]), (6400, 3, [200, 800, 5400])],
+)
+def test_lig_splits_gaussians_over_levels_as_published(num, levels, expected):
+    assert split_count(num, levels) == expected
+
+
+def test_lig_fits_level_by_level():
+    image = picture(44, 70)
+    made = fit_image(image, method=LIG(3), num_gaussians=2000, iterations=90)
+    assert [(level.height, level.width) for level in made.levels] == [(11, 17), (22, 35), (44, 70)]
+    assert (made.levels[0].low, made.levels[0].high) == (0, 1)
+    assert made.levels[1].low < 0 < made.levels[1].high
+    # the residual of what the levels before draw, by its extremes
+    below = draw(Levels(made.levels[:2]), 22, 35)
+    enlarged = torch.nn.functional.interpolate(below[None], (44, 70), mode="bilinear")[0]
+    residual = image - enlarged
+    low, high = made.levels[2].low, made.levels[2].high
+    torch.testing.assert_close(torch.tensor([low, high]), torch.stack(residual.aminmax()))
+
+
+def test_lig_starts_as_published():
+    fitter = LIG(1, paper=True)
+    fitter.start(picture(40, 60), None, 20_000, seed=0)
+    level = fitter.gaussians().levels[0]
+    xx, xy, yy = level.gaussians.cholesky.unbind(1)
+    indefinite = (xx * yy < xy * xy).double().mean()
+    assert abs(float(indefinite) - 5 / 9) < 0.01
+    assert not level.gaussians.colors.any()
+    assert level.gaussians.means.min() >= 0 and level.gaussians.means[:, 0].max() > 59
+
+
+def test_lig_keeps_every_gaussian_valid():
+    fitter = LIG(1)
+    fitter.start(picture(40, 60), None, 2000, seed=0)
+    for _ in range(50):
+        fitter.step(0.0)
+        scales, _ = fitter.gaussians().levels[0].gaussians.scales_rotations
+        # a variance of 0.1 px², less the rounding of large ones
+        assert scales.min() > 0.1**0.5 - 1e-3
+
+
+def test_matrices_become_the_closest_valid_ones():
+    random = torch.Generator().manual_seed(0)
+    covariances = torch.randn(500, 3, generator=random, dtype=torch.float64) * 3
+    fixed = covariances.clone()
+    make_valid_(fixed, 0.1)
+
+    def matrices(entries):
+        return entries[:, [0, 1, 1, 2]].view(-1, 2, 2)
+
+    values, vectors = torch.linalg.eigh(matrices(covariances))
+    expected = vectors @ torch.diag_embed(values.clamp_min(0.1)) @ vectors.mT
+    torch.testing.assert_close(matrices(fixed), expected)
+
+
+def test_gradient_of_covariances_is_that_of_their_factors():
+    random = torch.Generator().manual_seed(0)
+    factors = torch.rand(20, 3, generator=random, dtype=torch.float64) + 0.5
+    l11, l21, l22 = factors.unbind(1)
+    covariances = torch.stack([l11 * l11, l11 * l21, l21 * l21 + l22 * l22], 1).requires_grad_()
+    weights = torch.randn(20, 3, generator=random, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(cholesky_of(covariances), covariances, weights)
+    torch.testing.assert_close(covariance_gradient(factors, weights), expected)
+
+
+# Image-GS
+
+
+def test_imagegs_grows_as_published():
+    fitter = ImageGS()
+    fitter.start(picture(30, 40), None, 10_000, seed=0)
+    assert fitter.stages == [5000] and fitter.waiting == [1250] * 4
+    made = fit_image(picture(48, 64), method=ImageGS(), num_gaussians=403, iterations=60)
+    assert made.stages == (202, 253, 304, 355, 403)
+
+
+def test_imagegs_starts_where_the_picture_changes():
+    image = torch.full((3, 60, 90), 0.5)
+    image[:, :, 45:] = 0.9
+    fitter = ImageGS()
+    fitter.start(image, None, 400, seed=0)
+    gaussians = fitter.gaussians().gaussians
+    near = (gaussians.means[:, 0] - 45).abs() <= 1
+    assert abs(float(near.double().mean()) - 0.7) < 0.1
+    torch.testing.assert_close(gaussians.scales_rotations[0], torch.full((200, 2), 5.0))
+    rows, cols = (gaussians.means - 0.5).round().long().flip(1).unbind(1)
+    torch.testing.assert_close(gaussians.colors, image[:, rows, cols].T)
+
+
+def test_places_are_drawn_once_while_there_are_others():
+    random = torch.Generator().manual_seed(0)
+    density = torch.zeros(8, 8)
+    density[2, 3] = density[5, 5] = 1
+    assert set(draw_places(density, 2, random).tolist()) == {2 * 8 + 3, 5 * 8 + 5}
+    everywhere = draw_places(density, 150, random).bincount(minlength=64)
+    assert everywhere.min() == 2 and everywhere.max() == 3
+    density = torch.tensor([[1.0, 3.0]])
+    first = sum(int(draw_places(density, 1, random)) for _ in range(2000))
+    assert abs(first / 2000 - 0.75) < 0.04
+
+
+def test_parameters_on_a_grid_have_so_many_values():
+    value = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    held = on_grid(value, 4)
+    assert len(held.detach().mul(1e4).round().unique()) <= 16
+    torch.testing.assert_close(held.detach().aminmax(), value.detach().aminmax())
+    held.sum().backward()
+    assert value.grad is not None and torch.equal(value.grad, torch.ones(5000, 2))
+    assert Grids(12, 12, 12, 12).bytes_of(1000, 3) == 1000 * 8 * 12 // 8 + 32
+    with pytest.raises(ValueError, match="colors must have from 4 to 32 bits, got 2"):
+        Grids(colors=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"samples": 400}, {"grids": Grids(10, 10, 10, 10)}, {"prefixes": 0.5}, {"top_k": 3}],
+)
+def test_variants_of_imagegs_improve(options):
+    image, seen = picture(48, 64), []
+    method = ImageGS(**options)
+    made = fit_image(
+        image, method=method, num_gaussians=200, iterations=150, on_progress=seen.append
+    )
+    assert psnr(draw(made, 48, 64), image) > 25
+    assert seen[-1].psnr > seen[0].psnr + 5
+
+
+def test_prefixes_stay_good_pictures():
+    image, levels = picture(48, 64), []
+    for prefixes in (0.0, 0.5):
+        method = ImageGS(prefixes=prefixes)
+        made = fit_image(image, method=method, num_gaussians=300, iterations=300)
+        levels.append(psnr(draw(made.stage(0), 48, 64), image))
+    assert levels[1] > levels[0] + 3
+
+
+def test_the_gradient_of_published_shapes_is_wrong_as_published():
+    scales = torch.rand(9, 2, dtype=torch.float64) + 0.5
+    weights = torch.randn(9, 3, dtype=torch.float64)
+    results = []
+    for rotations in (torch.zeros(9, dtype=torch.float64), torch.rand(9, dtype=torch.float64)):
+        inputs = [scales.clone().requires_grad_(), rotations.requires_grad_()]
+        (s1, s2), (cos, sin) = inputs[0].unbind(1), (inputs[1].cos(), inputs[1].sin())
+        right = torch.stack(
+            [
+                cos**2 * s1**2 + sin**2 * s2**2,
+                sin * cos * (s2**2 - s1**2),
+                sin**2 * s1**2 + cos**2 * s2**2,
+            ],
+            1,
+        )
+        made = PublishedShape.apply(*inputs)
+        torch.testing.assert_close(made, right)
+        results.append([torch.autograd.grad(each, inputs, weights) for each in (made, right)])
+    (wrong, right), (turned_wrong, turned_right) = results
+    torch.testing.assert_close(wrong[0], right[0])  # without rotation scales are right
+    torch.testing.assert_close(wrong[1], 4 * right[1])  # and rotations four times too large
+    assert not torch.allclose(turned_wrong[0], turned_right[0], rtol=0.1)

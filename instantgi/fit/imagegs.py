@@ -217,7 +217,7 @@ class ImageGS:
         size = self.image.new_tensor([self.width, self.height])
         means = self._held("positions") * size + 0.5  # sampled at corners
         scales, rotations = 1 / self._held("inverse_scales"), self._held("rotations")
-        covariances = _PublishedShape.apply(scales, rotations)
+        covariances = PublishedShape.apply(scales, rotations)
         return published_mixture(
             means[:count],
             covariances[:count],
@@ -283,7 +283,7 @@ class ImageGS:
         self.grown_at = self.iteration
 
 
-class _PublishedShape(torch.autograd.Function):
+class PublishedShape(torch.autograd.Function):
     """Scales [N, 2] and rotations [N] to covariances, with the gradient of the published code."""
 
     @staticmethod
