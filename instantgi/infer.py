@@ -146,7 +146,7 @@ def run_stages(
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
         method=network_fit(expected_steps(*limits)) if "network" in names else recipe.method,
-        num_gaussians=len(stage.gaussians) or None,
+        num_gaussians=_count(image, recipe) if stage.name == "random" else None,
         iterations=recipe.iterations,
         seconds=recipe.seconds,
         psnr=recipe.psnr,
@@ -157,6 +157,13 @@ def run_stages(
     if "network" in names and steps < SURE:
         fitted = _better(image, stage.gaussians, fitted)
     yield _timed("fit", began + aside, fitted, steps)
+
+
+def _count(image: Tensor, recipe: Recipe) -> int:
+    """As many Gaussians as are asked for, or usual."""
+    height, width = image.shape[1:]
+    usual = default_count(height, width, recipe.patch_size)
+    return usual if recipe.num_gaussians is None else recipe.num_gaussians
 
 
 def _better(image: Tensor, start: Representation, fitted: Representation) -> Representation:
@@ -171,8 +178,7 @@ def _better(image: Tensor, start: Representation, fitted: Representation) -> Rep
 def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
     """Where the fit starts: from a file, from the picture's gradient, or as the method has it."""
     height, width = image.shape[1:]
-    count = recipe.num_gaussians
-    num = default_count(height, width, recipe.patch_size) if count is None else count
+    count, num = recipe.num_gaussians, _count(image, recipe)
     limits = (height, width, recipe.iterations, recipe.seconds)
     start = recipe.start
     if start == "auto":

@@ -402,3 +402,13 @@ def test_an_unknown_start_is_named():
         ValueError, match='start must be one of auto, network, heuristic, got "magic"'
     ):
         Recipe(start="magic")
+
+
+@pytest.mark.parametrize("method", ["lig", "imagegs"])
+def test_methods_that_grow_get_all_gaussians_asked_for(picture, method):
+    image = read_image(picture)
+    recipe = Recipe(method=method, iterations=40, num_gaussians=96)
+    start, fit = run_stages(image, recipe)
+    assert len(start.gaussians) < 96 and len(fit.gaussians) == 96
+    expected = fit_image(image, method=method, iterations=40, num_gaussians=96)
+    assert torch.equal(flat(fit.gaussians).means, flat(expected).means)

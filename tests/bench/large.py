@@ -34,6 +34,7 @@ from instantgi.gaussians import Gaussians
 from instantgi.images import read_image, to_8bit
 from instantgi.metrics import ms_ssim, psnr
 from instantgi.render import rasterize
+from instantgi.render.draw import draw
 
 DENSITY = 0.07  # Gaussians per pixel: 3.5 million at 50 megapixels
 SIDE = 64  # pixels; the height is a multiple of it, and 3/4 of the width
@@ -103,7 +104,7 @@ def measure(path: str, num_gaussians: int, method: str, limits: dict[str, Any]) 
         black = stages.run("heuristic", lambda: heuristic_start(image, num_gaussians))
         start = stages.run("colors", lambda: solve_colors(black, image))
     fitted = stages.run("fit", lambda: fit(start))
-    drawn = stages.run("draw", lambda: rasterize(fitted, height, width))
+    drawn = stages.run("draw", lambda: draw(fitted, height, width))
     drawn = stages.run("to 8 bits", lambda: to_8bit(drawn)) / 255
     level = stages.run("PSNR", lambda: psnr(drawn, image))
     planes = [(a[None], b[None]) for a, b in zip(drawn, image, strict=True)]
