@@ -25,8 +25,8 @@ from instantgi.render.draw import draw
 
 METHODS: dict[str, tuple[Any, int]] = {  # and how many times the steps
     "GaussianImage": (GaussianImage, 1),
-    "one level, paper": (lambda: LIG(1, paper=True), 1),
-    "two levels, paper": (lambda: LIG(2, paper=True), 2),
+    "one level (paper)": (lambda: LIG(1, paper=True), 1),
+    "two levels (paper)": (lambda: LIG(2, paper=True), 2),
     "one level": (lambda: LIG(1), 1),
     "two levels": (lambda: LIG(2), 2),
     "instantgi": (LocalAdam, 1),
