@@ -1,5 +1,6 @@
 """Gaussians ↔ the bytes of a file; docs/format.md is the specification."""
 
+import dataclasses
 import os
 from typing import NamedTuple
 
@@ -134,7 +135,10 @@ def _numbers_of(
         if not getattr(gaussians, name).isfinite().all():
             raise ValueError(f"{name} has values that are not finite, which no file holds")
     if profile != "lossless":
-        steps = steps or Steps.for_density(len(gaussians) / (height * width))
+        if steps is None:
+            steps = Steps.for_density(len(gaussians) / (height * width))
+            if renderer.kind == MIXTURE:  # half a decibel for a hundredth of the bytes
+                steps = dataclasses.replace(steps, sizes=min(64, 2 * steps.sizes))
         steps.check()
         quantised = quantise(gaussians, height, width, steps)
         return _quantised_numbers(quantised, height, width, steps, profile, renderer)

@@ -60,8 +60,8 @@ class ImageGS:
     of scales and rotations are those of the code (the shear counts twice, and twice again), a new
     Gaussian has the error for its color, and growth clears Adam's moments. Otherwise: pixels are
     sampled at their centers, nothing depends on tiles, gradients are exact, a new Gaussian has the
-    picture's color, and Adam goes on. What the text of the paper has and its code has not:
-    `samples`, see there.
+    picture's color, Adam goes on, and means stay in the picture, which files need. What the text
+    of the paper has and its code has not: `samples`, see there.
 
     Args:
         paper: see above.
@@ -139,6 +139,8 @@ class ImageGS:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if not self.paper:
+            self.parameters["positions"].detach().clamp_(0, 1)
         return squares
 
     def gaussians(self) -> Mixture:
