@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from instantgi.images import read_image, write_image
     from instantgi.models import InstantGI
     from instantgi.render import rasterize
+    from instantgi.render.draw import pixels
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "encode",
     "fit_image",
     "open",
+    "pixels",
     "rasterize",
     "read_image",
     "write_image",
@@ -31,6 +33,7 @@ HOMES = {
     "encode": ("codec", "encode"),
     "fit_image": ("fit", "fit_image"),
     "open": ("codec", "open_file"),
+    "pixels": ("render.draw", "pixels"),
     "rasterize": ("render", "rasterize"),
     "read_image": ("images", "read_image"),
     "write_image": ("images", "write_image"),

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from instantgi.gaussians import Gaussians
 from instantgi.render import mixture_at, rasterize, rasterize_mixture
 from instantgi.render.blocks import cut_into_blocks
-from instantgi.render.draw import draw, interpolate, up_sample
+from instantgi.render.draw import draw, interpolate, pixels, up_sample
 from instantgi.representations import Level, Levels, Mixture, flat
 
 
@@ -70,6 +70,16 @@ def test_flat_gaussians_are_in_pixels_of_the_picture():
     assert len(together) == len(levels) == 240
     assert torch.equal(together.means[:200], levels.levels[1].gaussians.means)
     assert torch.equal(together.means[200:], 2 * levels.levels[0].gaussians.means)
+
+
+@pytest.mark.parametrize("kind", ["sum", "mixture", "levels"])
+def test_pixels_are_those_of_the_picture(kind):
+    scene = random_gaussians(200, 40, 60)
+    made = {"sum": scene, "mixture": Mixture(scene, top_k=4), "levels": two_levels()}[kind]
+    rows, cols = torch.meshgrid(torch.arange(40), torch.arange(60), indexing="ij")
+    points = torch.stack([cols, rows], -1).reshape(-1, 2) + 0.5
+    values = pixels(made, points)
+    assert_close(values.T.reshape(3, 40, 60), draw(made, 40, 60), rtol=0, atol=2e-5)
 
 
 # Records

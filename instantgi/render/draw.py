@@ -8,6 +8,7 @@ from torch import Tensor
 
 from instantgi.gaussians import RADIUS, Gaussians
 from instantgi.render.mixture import rasterize_mixture, seen_from
+from instantgi.render.points import mixture_at, sum_at
 from instantgi.render.published import published_sum
 from instantgi.render.sum import rasterize
 from instantgi.representations import Level, Mixture, Representation, flat
@@ -76,6 +77,44 @@ def up_sample(
     size = bottom - top, right - left
     drawn = _draw_levels(coarser, *size, (float(left), float(top)), (1.0, 1.0))
     return _between(_between(drawn, columns, 2), rows, 1)
+
+
+def pixels(made: Representation, points: Float[Tensor, "P 2"]) -> Float[Tensor, "P C"]:
+    """The picture at any points, without drawing it; at pixel centers what `draw` gives.
+
+    Args:
+        points: (x, y) in pixels of the picture, in any order; the center of pixel (row i, column
+            j) is (j + 0.5, i + 0.5).
+
+    Returns:
+        Differentiable in the parameters of Gaussians and mixtures.
+    """
+    if isinstance(made, Gaussians):
+        return sum_at(made, points)
+    if isinstance(made, Mixture):
+        return mixture_at(made.gaussians, points, top_k=made.top_k, epsilon=made.epsilon)
+    return _level_pixels(made.levels, points)
+
+
+def _level_pixels(levels: tuple[Level, ...], points: Tensor) -> Tensor:
+    *coarser, level = levels
+    if level.is_published:
+        raise ValueError("what is published is drawn as a whole only")
+    values = sum_at(level.gaussians, points).clamp(0, 1)
+    values = values * (level.high - level.low) + level.low
+    if not coarser:
+        return values
+    below = coarser[-1]
+    size = points.new_tensor([below.width, below.height])
+    scale = size / points.new_tensor([level.width, level.height])
+    places = (points * scale - 0.5).clamp_min(0).minimum(size - 1)
+    first = places.floor()
+    share = places - first
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        corner = (first + points.new_tensor([x, y])).minimum(size - 1) + 0.5
+        weights = (share if x else 1 - share)[:, 0] * (share if y else 1 - share)[:, 1]
+        values = values + weights[:, None] * _level_pixels(tuple(coarser), corner)
+    return values
 
 
 def interpolate(
