@@ -30,8 +30,9 @@ def test_each_representation_is_drawn_as_it_says():
 def test_levels_are_the_enlarged_first_and_the_scaled_second():
     levels = two_levels()
     below, above = (
-        rasterize(level.gaussians, level.height, level.width).clamp(0, 1) for level in levels.levels
+        rasterize(level.gaussians, level.height, level.width) for level in levels.levels
     )
+    below, above = below.clamp(0, 1), (1.25 * above).clamp(-0.5, 0.75)
     enlarged = torch.nn.functional.interpolate(
         below[None], (40, 60), mode="bilinear", align_corners=False
     )[0]
