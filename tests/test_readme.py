@@ -69,7 +69,7 @@ def test_commands_of_the_readme_run(workplace):
 
 
 def test_python_of_the_readme_runs(workplace, capsys):
-    (code,) = blocks("python")
+    code = "".join(blocks("python"))
     exec(code.replace("iterations=100", "iterations=2"), {})
     assert (workplace / "twice.png").exists() and "torch.Size" in capsys.readouterr().out
 

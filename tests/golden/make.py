@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ import format_reference
 
 from instantgi.codec import Metadata, Steps, encode, header
 from instantgi.gaussians import Gaussians
+from instantgi.representations import Level, Levels, Mixture
 
 FOLDER = Path(__file__).parent
 BLOCKS = 40  # Gaussians
@@ -47,6 +49,38 @@ def scene(num: int, channels: int, seed: int) -> Gaussians:
     return Gaussians(*(torch.from_numpy(field.astype(np.float32)) for field in fields))
 
 
+def parts() -> dict[str, tuple[str, Mixture | Levels]]:
+    """Profile and content of files of several parts."""
+    fine, coarse = scene(120, 3, 50), scene(30, 3, 51).scaled(0.5, 0.5)
+    size = HEIGHT // 2, WIDTH // 2
+    mixture = Mixture(fine, top_k=7, epsilon=1e-3, stages=(60, 90, 120))
+    levels = Levels((Level(coarse, *size), Level(fine, HEIGHT, WIDTH, low=-0.5, high=0.75)))
+    return {
+        "v1_lossless_mixture": ("lossless", mixture),
+        "v1_fast_levels": ("fast", levels),
+        "v1_compact_mixture": ("compact", mixture),
+        "v1_compact_levels": ("compact", levels),
+    }
+
+
+def write(name: str, data: bytes) -> dict[str, Any]:
+    """The file, and what a reader finds in it."""
+    found = format_reference.read_parts(data)
+    rows = [row for _, gaussians in found for row in gaussians]
+    first = found[0][0]
+    numbers = np.array(rows, "<f4").reshape(len(rows), 5 + first["channels"])
+    (FOLDER / f"{name}.gi").write_bytes(data)
+    return {
+        "file": hashlib.sha256(data).hexdigest(),
+        "gaussians": hashlib.sha256(numbers.tobytes()).hexdigest(),
+        "shape": [
+            ("lossless", "fast", "compact")[first["profile"]],
+            sum(each["blocks"] for each, _ in found),
+            *numbers.shape,
+        ],
+    }
+
+
 def main() -> None:
     expected = {}
     for seed, (name, case) in enumerate(CASES.items()):
@@ -62,14 +96,12 @@ def main() -> None:
             steps=steps,
             metadata=metadata,
         )
-        found, gaussians = format_reference.read(data)
-        numbers = np.array(gaussians, "<f4").reshape(num, 5 + channels)
-        expected[f"{name}.gi"] = {
-            "file": hashlib.sha256(data).hexdigest(),
-            "gaussians": hashlib.sha256(numbers.tobytes()).hexdigest(),
-            "shape": [profile, found["blocks"], *numbers.shape],
-        }
-        (FOLDER / f"{name}.gi").write_bytes(data)
+        expected[f"{name}.gi"] = write(name, data)
+    header.PER_BLOCK = 2**15
+    metadata = Metadata("golden", {"case": "parts"})
+    for name, (profile, made) in parts().items():
+        data = encode(made, HEIGHT, WIDTH, profile=profile, metadata=metadata)
+        expected[f"{name}.gi"] = write(name, data)
     (FOLDER / "v1.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
