@@ -68,10 +68,9 @@ class Level:
 
     Attributes:
         height, width: of the grid.
-        low, high: of its values: (high − low) · sum, clamped to them.
+        low, high: the values that 0 and 1 of its clamped sum stand for.
         is_published: the cholesky of its Gaussians are covariances (xx, xy, yy), positive or not,
-            drawn as by the published kernels, and the values are low + (high − low) · sum, the sum
-            clamped to [0, 1]; for comparison only.
+            drawn as by the published kernels; for comparison only.
     """
 
     gaussians: Gaussians
@@ -91,8 +90,8 @@ class Level:
 class Levels:
     """A picture in levels (LIG, 2025): the first is coarse, each adds what those before it lack.
 
-    The picture is the values of the last level plus the picture of the levels before it, which is
-    drawn on their own grid and interpolated bilinearly.
+    The picture is low + (high − low) · clamp(sum of the last level's Gaussians) plus that of the
+    levels before it, which is drawn on their own grid and interpolated bilinearly.
 
     Attributes:
         levels: from coarse to fine, at least one; the last one's grid is the picture's.

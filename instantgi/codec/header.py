@@ -84,9 +84,8 @@ class Renderer:
     """What becomes of a part's Gaussians.
 
     Attributes:
-        kind: SUM; MIXTURE, with those of the parts before; or LEVEL, their sum
-            times high − low, clamped to that range and added to the enlarged picture of the parts
-            before.
+        kind: SUM; MIXTURE, with those of the parts before; or LEVEL, their clamped sum mapped to a
+            range and added to the enlarged picture of the parts before.
         numbers: of a mixture top_k and epsilon, of a level low and high.
     """
 

@@ -32,11 +32,9 @@ class LIG:
     (β 0.9 and 0.999, rate 0.018) on the mean squared error of the sum clamped to [0, 1].
 
     `paper`: Σ may be indefinite, as half of them are at the start; they are drawn as by the
-    published kernels (`published_sum`), which is slow, on the CPU only, and no file can hold; and
-    a residual is moved so that its smallest value is 0, which Gaussians then have to fill up where
-    there is nothing to add. Otherwise, after each step Σ is brought back to at least 0.1 px² along
-    both of its axes and drawn exactly; and a residual is only scaled, so that 0 stays 0, and not
-    clamped before the loss.
+    published kernels (`published_sum`), which is slow, on the CPU only, and no file can hold. Here
+    otherwise: after each step Σ is brought back to at least 0.1 px² along both of its axes, and is
+    drawn exactly.
 
     Args:
         levels: at least 1; fewer where a level would have no pixel or Gaussian.
@@ -92,9 +90,7 @@ class LIG:
             target -= up_sample(tuple(self.done), (height, width), height, width)
             low, high = target.aminmax()
             self.low, self.high = float(low), max(float(high), float(low) + 1e-6)
-            if self.paper:
-                target.sub_(self.low)
-            target.div_(self.high - self.low)
+            target.sub_(self.low).div_(self.high - self.low)
         self.height, self.width = height, width
         # what an error here is worth in the picture, and what no Gaussian of this level can give
         factor = self.image[0].numel() / (height * width)
@@ -156,8 +152,7 @@ class LIG:
         size = (self.height, self.width)
         cholesky = cholesky_of(self.covariances)
         scene = (self.means, cholesky, self.colors)
-        is_clamped = not self.done  # a residual has no bounds that matter
-        residual, squares = rasterize_error(*scene, self.target, *size, is_clamped, self.order)
+        residual, squares = rasterize_error(*scene, self.target, *size, True, self.order)
         scale = 2 / (len(self.image) * self.height * self.width)
         geometry, colors = rasterize_error_backward(
             residual, *scene, *size, scale, PARAMETERS, self.order

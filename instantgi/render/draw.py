@@ -57,9 +57,9 @@ def _draw_level(level: Level, height: int, width: int, origin, step) -> Tensor:
             raise ValueError("what is published is drawn at its own size only")
         means = gaussians.means - gaussians.means.new_tensor(origin)
         drawn = published_sum(means, gaussians.cholesky, gaussians.colors, height, width)
-        return drawn.clamp_(0, 1).mul_(level.high - level.low).add_(level.low)
-    drawn = rasterize(seen_from(gaussians, origin, step), height, width)
-    return drawn.mul_(level.high - level.low).clamp_(level.low, level.high)
+    else:
+        drawn = rasterize(seen_from(gaussians, origin, step), height, width)
+    return drawn.clamp_(0, 1).mul_(level.high - level.low).add_(level.low)
 
 
 def up_sample(
@@ -100,8 +100,8 @@ def _level_pixels(levels: tuple[Level, ...], points: Tensor) -> Tensor:
     *coarser, level = levels
     if level.is_published:
         raise ValueError("what is published is drawn as a whole only")
-    values = sum_at(level.gaussians, points) * (level.high - level.low)
-    values = values.clamp(level.low, level.high)
+    values = sum_at(level.gaussians, points).clamp(0, 1)
+    values = values * (level.high - level.low) + level.low
     if not coarser:
         return values
     below = coarser[-1]
