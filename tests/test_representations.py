@@ -32,7 +32,7 @@ def test_levels_are_the_enlarged_first_and_the_mapped_second():
     below, above = (
         rasterize(level.gaussians, level.height, level.width) for level in levels.levels
     )
-    below, above = below.clamp(0, 1), (1.25 * above).clamp(-0.5, 0.75)
+    below, above = below.clamp(0, 1), 1.25 * above.clamp(0, 1) - 0.5
     enlarged = torch.nn.functional.interpolate(
         below[None], (40, 60), mode="bilinear", align_corners=False
     )[0]
