@@ -2,6 +2,7 @@
 // instantgi/filters.py. A thread owns a range of rows, and takes the columns' sums of a row before its own.
 #include <algorithm>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "parallel.h"
@@ -45,11 +46,15 @@ INSTANTGI_API const char* instantgi_blur(int64_t is_double, int64_t num, int64_t
                                          int64_t num_taps, const void* taps, const void* in, void* out,
                                          int64_t num_threads) {
     using namespace instantgi;
-    if (is_double)
-        blur(num, height, width, num_taps, static_cast<const double*>(taps), static_cast<const double*>(in),
-             static_cast<double*>(out), int(num_threads));
-    else
-        blur(num, height, width, num_taps, static_cast<const float*>(taps), static_cast<const float*>(in),
-             static_cast<float*>(out), int(num_threads));
+    try {
+        if (is_double)
+            blur(num, height, width, num_taps, static_cast<const double*>(taps),
+                 static_cast<const double*>(in), static_cast<double*>(out), int(num_threads));
+        else
+            blur(num, height, width, num_taps, static_cast<const float*>(taps), static_cast<const float*>(in),
+                 static_cast<float*>(out), int(num_threads));
+    } catch (const std::bad_alloc&) {
+        return "not enough memory";
+    }
     return nullptr;
 }

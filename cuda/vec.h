@@ -161,7 +161,7 @@ INLINE T sum(const Vec<T>& value) {
 
 // 2^−s for 0 ≤ s; lanes beyond the limit, at most 126, become 0. The polynomial's relative error is 7.5e-8.
 INLINE Vec<float> weight(const Vec<float>& s, const Vec<float>& limit) {
-    typedef int32_t Integers __attribute__((vector_size(kNative)));
+    typedef uint32_t Integers __attribute__((vector_size(kNative)));
     const float round = 12582912.f;  // 1.5 · 2²³: adding it rounds to an integer, kept in the low bits
     const Vec<float> t = Vec<float>(round) - s;
     const Vec<float> g = s + (t - round);

@@ -146,7 +146,7 @@ def run_stages(
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
         method=network_fit(expected_steps(*limits)) if "network" in names else recipe.method,
-        num_gaussians=_count(image, recipe) if stage.name == "random" else None,
+        num_gaussians=_wanted(image, recipe, stage),
         iterations=recipe.iterations,
         seconds=recipe.seconds,
         psnr=recipe.psnr,
@@ -164,6 +164,17 @@ def _count(image: Tensor, recipe: Recipe) -> int:
     height, width = image.shape[1:]
     usual = default_count(height, width, recipe.patch_size)
     return usual if recipe.num_gaussians is None else recipe.num_gaussians
+
+
+def _wanted(image: Tensor, recipe: Recipe, stage: Stage) -> int | None:
+    """How many Gaussians a fit that begins with fewer ends with; None for those of the start."""
+    if stage.name == "random":
+        return _count(image, recipe)
+    if recipe.init is None:
+        return None
+    made = open_file(recipe.init).metadata.recipe or {}
+    wanted = made.get("num_gaussians")
+    return max(wanted, len(stage.gaussians)) if isinstance(wanted, int) else None
 
 
 def _better(image: Tensor, start: Representation, fitted: Representation) -> Representation:
@@ -365,6 +376,8 @@ def infer_image(
 def _metadata(recipe: Recipe, iterations: int) -> Metadata:
     """How a result was made, without the names of files on this machine."""
     made = {"method": recipe.method, "iterations": iterations, "seed": recipe.seed}
+    if recipe.num_gaussians is not None:
+        made["num_gaussians"] = recipe.num_gaussians
     return dataclasses.replace(software(), recipe=made)
 
 

@@ -43,7 +43,10 @@ class Mixture:
 
     def stage(self, index: int) -> Mixture:
         """The picture as it is without the Gaussians of later stages; −1 is all of it."""
-        stages = self.stages[: index % len(self.stages) + 1]
+        count = len(self.stages)
+        if not -count <= index < count:
+            raise ValueError(f"there are {count} stages, got {index}")
+        stages = self.stages[: index % count + 1]
         return Mixture(self.gaussians[: stages[-1]], self.top_k, self.epsilon, stages)
 
     def flat(self) -> Gaussians:
@@ -102,6 +105,9 @@ class Levels:
     def __post_init__(self) -> None:
         if not self.levels:
             raise ValueError("a picture in levels has at least one")
+        for level, finer in zip(self.levels, self.levels[1:], strict=False):
+            if level.height > finer.height or level.width > finer.width:
+                raise ValueError("levels go from coarse to fine: none is larger than the next")
         fields = [level.gaussians.colors for level in self.levels]
         if len({(field.shape[1], field.dtype, field.device) for field in fields}) > 1:
             raise ValueError("levels must have the same channels, dtype and device")
@@ -144,6 +150,18 @@ def _valid(gaussians: Gaussians) -> Gaussians:
     xx, xy, yy = gaussians.cholesky.unbind(-1)
     kept = gaussians[(xx > 0) & (xx * yy - xy * xy > 0)]
     return Gaussians.from_covariances(kept.means, kept.cholesky, kept.colors)
+
+
+def plain(made: Representation, method: str) -> Gaussians:
+    """The Gaussians of a plain sum.
+
+    Raises:
+        ValueError: if they are drawn otherwise.
+    """
+    if isinstance(made, Gaussians):
+        return made
+    kind = "a mixture" if isinstance(made, Mixture) else "levels"
+    raise ValueError(f"{method} starts from Gaussians whose picture is their sum, not from {kind}")
 
 
 def flat(made: Representation) -> Gaussians:

@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -88,6 +89,18 @@ def test_fit_takes_each_method(picture, tmp_path):
         assert (out / "scene" / "overview.png").exists()
     assert set(cli.BENCH_METHODS) == set(fit.METHODS)
     assert cli.STARTS == STARTS
+
+
+@pytest.mark.parametrize("method", ["lig", "imagegs"])
+def test_methods_that_grow_go_on_from_a_snapshot(picture, tmp_path, method):
+    words = ["fit", str(picture), "--method", method, "--quiet", "--iterations"]
+    out = tmp_path / "out"
+    count = ["--num-gaussians", "96"]
+    assert main([*words, "1", *count, "--snapshot-every", "1", "-o", str(out)]) == 0
+    file = str(out / "scene" / "gaussians.gi")
+    assert main([*words, "30", "--init", file, "-o", str(tmp_path / "next")]) == 0
+    report = json.loads((tmp_path / "next" / "scene" / "report.json").read_text())
+    assert report["num_gaussians"] == 96
 
 
 def test_an_unknown_network_and_no_cuda_are_said_in_one_line(picture, capsys):

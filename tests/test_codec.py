@@ -79,7 +79,7 @@ from instantgi.gaussians import FIELDS, Gaussians
 from instantgi.images import read_image, to_8bit, write_image
 from instantgi.metrics import psnr
 from instantgi.render import rasterize
-from instantgi.render.draw import draw, draw_part
+from instantgi.render.draw import draw, draw_part, pixels
 from instantgi.representations import Level, Levels, Mixture, flat
 
 
@@ -1106,6 +1106,38 @@ def test_parts_that_do_not_belong_together_are_refused():
     ):
         with pytest.raises(FormatError, match=text):
             open_file(pack(chunks))
+
+
+def test_a_coarser_level_that_is_larger_is_refused():
+    small, large = random_gaussians(5, 10, 10), random_gaussians(5, 90, 90)
+    with pytest.raises(ValueError, match="none is larger than the next"):
+        Levels((Level(large, 90, 90), Level(small, 10, 10)))
+    levels = unpack(encode(made_in_parts("levels"), 40, 60, profile="lossless"))
+    heads = [i for i, chunk in enumerate(levels) if chunk.type == b"HEAD"]
+    first = levels[heads[0]].payload
+    levels[heads[0]] = Chunk(b"HEAD", first[:4] + struct.pack("<II", 30_000, 30_000) + first[12:])
+    with pytest.raises(FormatError, match="holds a level that is larger than the next"):
+        open_file(pack(levels))
+
+
+def test_too_many_parts_are_not_written():
+    scene = random_gaussians(400, 40, 60)
+    with pytest.raises(ValueError, match="holds more than 32 parts"):
+        encode(Mixture(scene, stages=(*range(1, 40), 400)), 40, 60)
+
+
+def test_a_part_without_its_colors_does_not_show():
+    data = encode(made_in_parts("mixture"), 40, 60, profile="compact")
+    second = data.index(b"HEAD", data.index(b"HEAD") + 1)
+    chunk = data.index(b"SIZE", second) - 4
+    coarse = open_file(data[:chunk], whole=False).made()
+    assert isinstance(coarse, Mixture) and len(coarse) == 130
+    assert coarse.stages == (130,)
+
+
+def test_levels_of_many_take_no_longer_at_points():
+    levels = [Level(random_gaussians(3, 40, 60, seed=k), 40, 60) for k in range(12)]
+    assert pixels(Levels(tuple(levels)), torch.rand(50, 2) * 40).shape == (50, 3)
 
 
 def test_what_no_file_can_hold_is_refused():

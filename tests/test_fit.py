@@ -606,3 +606,57 @@ def test_the_gradient_of_published_shapes_is_wrong_as_published():
     torch.testing.assert_close(wrong[0], right[0])  # without rotation scales are right
     torch.testing.assert_close(wrong[1], 4 * right[1])  # and rotations four times too large
     assert not torch.allclose(turned_wrong[0], turned_right[0], rtol=0.1)
+
+
+# Going on
+
+
+def test_lig_is_whole_at_every_step_and_goes_on_from_there():
+    image = picture(44, 70)
+    fitter = LIG(2)
+    fitter.start(image, None, 800, seed=0)
+    fitter.step(0.1)
+    early = fitter.gaussians()
+    assert [len(level.gaussians) for level in early.levels] == [100, 0]
+    assert draw(early, 44, 70).shape == image.shape
+    made = fit_image(image, early, method=LIG(2), iterations=40)
+    assert [len(level.gaussians) for level in made.levels] == [100, 700]
+    fitter.step(1.0)
+    fitter.step(1.0)  # the last level has no end
+    assert len(fitter.gaussians()) == 800
+    again = fit_image(image, made.to(torch.float64), method=LIG(2), iterations=1)
+    assert len(again) == 800
+
+
+def test_imagegs_goes_on_growing_where_it_was():
+    image, seen = picture(48, 64), []
+    fit_image(
+        image,
+        method="imagegs",
+        num_gaussians=400,
+        iterations=100,
+        report_every=15,
+        on_progress=lambda progress: seen.append(progress.fitter.gaussians()),
+    )
+    early = seen[0]
+    assert early.stages == (200, 250)
+    made = fit_image(image, early, method="imagegs", num_gaussians=400, iterations=100)
+    assert made.stages == (200, 250, 300, 350, 400)
+    assert fit_image(image, early, method="imagegs", iterations=100).stages == (200, 250)
+
+
+@pytest.mark.parametrize("method", ["instantgi", "gaussianimage"])
+def test_sums_do_not_start_from_what_is_drawn_otherwise(method):
+    image = picture(24, 24)
+    for other, kind in (("lig", "levels"), ("imagegs", "a mixture")):
+        made = fit_image(image, method=other, num_gaussians=50, iterations=2)
+        with pytest.raises(ValueError, match=f"{method} starts from .* their sum, not from {kind}"):
+            fit_image(image, made, method=method)
+    with pytest.raises(ValueError, match="init is of 24x24 pixels, the image of 30x20"):
+        fit_image(picture(20, 30), method="lig", init=fit_image(image, method="lig", iterations=2))
+
+
+def test_samples_of_a_flat_picture_are_spread_evenly():
+    flat_picture = torch.full((3, 20, 20), 0.5)
+    made = fit_image(flat_picture, method=ImageGS(samples=50), num_gaussians=20, iterations=5)
+    assert flat(made).means.isfinite().all()

@@ -45,6 +45,7 @@ from instantgi.gaussians import FIELDS, Gaussians, check_size
 from instantgi.render.draw import draw_part
 from instantgi.representations import Level, Levels, Mixture, Representation, flat
 
+LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
 GRAY = 0.25  # of colors times size, until colors are known
 
 
@@ -329,7 +330,10 @@ class File(Index):
             if part is None:
                 for frame in self._frames:
                     frame.payload(self._data)
-            made = [self._decode_part(each, part) for each in self.parts]
+            made = [
+                self._decode_part(each, part, LUMA_PLANE if i else 1)
+                for i, each in enumerate(self.parts)
+            ]
         if self.renderer.kind == MIXTURE:
             top_k, epsilon = self.renderer.numbers
             # of a part of the picture a stage may have none
@@ -342,14 +346,16 @@ class File(Index):
         return made[0]
 
     def _decode_part(
-        self, part: Part, shown: tuple[float, float, float, float] | None
+        self, part: Part, shown: tuple[float, float, float, float] | None, least: int
     ) -> Gaussians:
+        """Args: least: chunks that a block must have; gray would hide what other parts show."""
+        least = min(least, len(part.header.kinds()))
         if (part.header.height, part.header.width) != (self.height, self.width):
             shown = None  # a coarser level is small, and its neighbors count too
         made = [
             self._decode_block(part, i)
             for i, block in enumerate(part.blocks)
-            if part.planes.get(i) and (not self.is_whole or block.is_seen(shown))
+            if len(part.planes.get(i, ())) >= least and (not self.is_whole or block.is_seen(shown))
         ]
         return _joined(made or [Gaussians(*(torch.zeros(0, k) for k in (2, 3, self.channels)))])
 

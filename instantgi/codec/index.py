@@ -210,6 +210,11 @@ class Index:
 def check_parts(headers: list[Header], error: type[ValueError]) -> None:
     """Whether parts with these headers make one picture."""
     first = headers[0]
+    if len(headers) > MOST_PARTS:
+        raise error(f"holds more than {MOST_PARTS} parts")
+    for header, finer in zip(headers, headers[1:], strict=False):
+        if header.height > finer.height or header.width > finer.width:
+            raise error("holds a level that is larger than the next")
     if sum(header.num_gaussians for header in headers) > MOST_GAUSSIANS:
         raise error(f"holds more than {MOST_GAUSSIANS} Gaussians")
     for header in headers[1:]:

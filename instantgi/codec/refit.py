@@ -16,6 +16,7 @@ from instantgi.codec.quantize import Floats, Quantised
 from instantgi.fit import LocalAdam, fit_image, solve_colors
 from instantgi.gaussians import Gaussians
 from instantgi.render import rasterize
+from instantgi.representations import Representation
 
 RATE = 0.1  # of the steps between, in standard deviations
 ITERATIONS = 60  # after positions, and again after sizes
@@ -38,7 +39,9 @@ class RateAware(LocalAdam):
         super().__init__()
         self.steps, self.weight = steps, weight
 
-    def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
+    def start(
+        self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
+    ) -> None:
         super().start(image, init, num_gaussians, seed)
         channels = len(image)
         self.to_luma = _tensor(quantize.to_luma_chroma(np.eye(channels)), image)  # [C, C]

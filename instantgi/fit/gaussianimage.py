@@ -16,6 +16,7 @@ from instantgi.render.ops import (
     rasterize_error_backward,
     to_blocks,
 )
+from instantgi.representations import Representation, plain
 
 torch.library.define(
     "instantgi::gaussianimage",
@@ -91,7 +92,10 @@ class GaussianImage:
             raise ValueError(f'shape must be "cholesky" or "rs", got "{shape}"')
         self.shape, self.rate, self.halve_every = shape, rate, halve_every
 
-    def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
+    def start(
+        self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
+    ) -> None:
+        init = None if init is None else plain(init, "gaussianimage")
         self.height, self.width = image.shape[1:]
         self.target, self.iteration = to_blocks(image.detach().float()), 0
         raw = self._random(num_gaussians, len(image), seed) if init is None else self._inverse(init)

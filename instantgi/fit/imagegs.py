@@ -53,8 +53,9 @@ class ImageGS:
     added at pixels drawn by the fourth power of the error. Positions are shares of width and
     height, scales inverse, Σ = R diag(s₁², s₂²) Rᵀ. Adam on mean |C − I| + 0.1 (1 − SSIM), rates
     5e-4, 2e-3, 2e-3 and 5e-3 for positions, inverse scales, rotations and colors, a tenth of that
-    after 1,000 steps without 0.1 dB and 0.001 of SSIM more. A stage lasts 500 steps, or a tenth of
-    the fit if that is less.
+    after 1,000 steps without 0.1 dB and 0.001 of SSIM more (the code stops after another 1,000;
+    here the loop does, by `patience`). A stage lasts 500 steps, or a tenth of the fit if that is
+    less.
 
     `paper`: a pixel is sampled at its corner, tiles decide which Gaussians it sees, the gradients
     of scales and rotations are those of the code (the shear counts twice, and twice again), a new
@@ -103,12 +104,12 @@ class ImageGS:
         self.density = squared_gradient(self.image)
         if init is None:
             first = -(-num_gaussians // 2)
-            parameters = self._born(self._first_places(first), None)
+            parameters = self._born(self._first_places(first), self.image)
         else:
-            gaussians = flat(init).detach().to(torch.float32)
+            gaussians = flat(init).detach().to(self.image)
             if self.paper:
                 gaussians = gaussians.translated(-0.5, -0.5)
-            parameters, num_gaussians = self._inverse(gaussians), len(gaussians)
+            parameters = self._inverse(gaussians)
         self.parameters = {
             name: value.requires_grad_() for name, value in zip(PARAMETERS, parameters, strict=True)
         }
@@ -118,13 +119,16 @@ class ImageGS:
                 for value, rate in zip(self.parameters.values(), self.rates, strict=True)
             ]
         )
-        self.stages = [len(parameters[0])]
-        self.waiting = _growth(num_gaussians - self.stages[0])
-        self.iteration, self.is_slow = 0, False
+        self.stages = list(init.stages) if isinstance(init, Mixture) else [len(parameters[0])]
+        # what was fitted before grows on only if it was to
+        grows = init is None or num_gaussians > self.stages[-1]
+        missing = num_gaussians - self.stages[0] if grows else 0
+        self.waiting = _growth(missing)[len(self.stages) - 1 :]
+        self.iteration, self.is_slow, self.grown_at = 0, False, 0
         self.best, self.improved_at = (-math.inf, -math.inf), 0
-        self.sampling = (0.8 * self.density.sqrt() / self.density.sqrt().sum()).add_(
-            0.2 / self.density.numel()
-        )
+        share = self.density.sqrt().double().flatten()
+        self.sampling = 0.8 * share / share.sum().clamp_min(1e-12) + 0.2 / share.numel()
+        self.sampling /= self.sampling.sum()
 
     def step(self, progress: float) -> Tensor:
         grown = len(self.stages)
@@ -173,12 +177,14 @@ class ImageGS:
 
     def _sampled_loss(self, count: int, samples: int) -> tuple[Tensor, Tensor]:
         """On pixels drawn by the gradient; the squares are an estimate of the whole picture's."""
-        chosen = torch.multinomial(self.sampling.flatten(), samples, True, generator=self.random)
+        places = torch.rand(samples, generator=self.random, dtype=torch.float64)
+        ends = self.sampling.cumsum(0)
+        chosen = torch.searchsorted(ends, places.to(ends)).clamp_max(len(ends) - 1)
         points = torch.stack([chosen % self.width, chosen // self.width], 1).float() + 0.5
         scene = self._gaussians()[:count]
         values = mixture_at(scene, points, top_k=self.top_k, epsilon=self.epsilon)
         difference = values - self.image.flatten(1)[:, chosen].T
-        share = self.sampling.flatten()[chosen]
+        share = self.sampling[chosen]
         squares = (difference.detach().square().sum(1).double() / share).mean()
         return difference.abs().mean(), squares
 
@@ -194,8 +200,6 @@ class ImageGS:
             self.is_slow, self.improved_at = True, self.iteration
             for group in self.optimizer.param_groups:
                 group["lr"] /= 10
-
-    grown_at = 0
 
     # --- parameters ----------------------------------------------------------------------------
 
@@ -235,13 +239,10 @@ class ImageGS:
         size = init.means.new_tensor([self.width, self.height])
         return init.means / size, 1 / scales, -rotations, init.colors.clone()
 
-    def _born(self, places: Tensor, picture: Tensor | None) -> tuple[Tensor, ...]:
-        """New Gaussians at pixels; their color is the image's, or where there is a `picture` what
-        that lacks of it.
-        """
+    def _born(self, places: Tensor, image: Tensor) -> tuple[Tensor, ...]:
+        """New Gaussians at pixels, with the colors of an image there."""
         rows, cols = places // self.width, places % self.width
         size = self.image.new_tensor([self.width, self.height])
-        image = self.image if picture is None else self.image - picture
         positions = (torch.stack([cols, rows], 1).to(self.image) + 0.5) / size
         return (
             positions,
@@ -267,7 +268,7 @@ class ImageGS:
         target = _blurred(self.image)
         error = (target - picture).abs().mean(0).square()
         places = draw_places(error, num, self.random)
-        born = self._born(places, picture if self.paper else None)
+        born = self._born(places, target - picture if self.paper else self.image)
         for name, value, group in zip(PARAMETERS, born, self.optimizer.param_groups, strict=True):
             old = self.parameters[name]
             new = torch.cat([old.detach(), value]).requires_grad_()

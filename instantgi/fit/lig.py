@@ -52,22 +52,32 @@ class LIG:
         self.image = image.detach().float()
         self.random = torch.Generator().manual_seed(seed)
         if init is not None:
-            self._continue(init, num_gaussians)
+            self._continue(init)
             return
         self.counts = split_count(num_gaussians, self._possible_levels(num_gaussians))
         self.done: list[Level] = []
         self._begin_level(None)
 
     def step(self, progress: float) -> Tensor:
-        if progress * len(self.counts) >= len(self.done) + 1:
+        begun = len(self.done) + 1
+        if begun < len(self.counts) and progress * len(self.counts) >= begun:
             self._end_level()
             self._begin_level(None)
         squares = self._step_published() if self.paper else self._step_valid()
         return self.lost + squares * self.scale
 
     def gaussians(self) -> Levels:
-        with torch.no_grad():
-            return Levels((*self.done, self._level()))
+        """All levels; those that have not begun are empty, and add nothing."""
+        begun, none = (*self.done, self._level()), self.image.new_zeros(0)
+        empty = Gaussians(*(none.view(0, k) for k in (2, 3, len(self.image))))
+        sizes = [self._size(index) for index in range(len(begun), len(self.counts))]
+        rest = [Level(empty, *size, low=0.0, high=0.0) for size in sizes]
+        return Levels((*begun, *rest))
+
+    def _size(self, index: int) -> tuple[int, int]:
+        """Height and width of a level."""
+        shift = len(self.counts) - 1 - index
+        return self.image.shape[1] >> shift, self.image.shape[2] >> shift
 
     # --- levels --------------------------------------------------------------------------------
 
@@ -83,7 +93,7 @@ class LIG:
     def _begin_level(self, given: Level | None) -> None:
         """The target, and where the level starts."""
         index, last = len(self.done), len(self.counts) - 1
-        height, width = (side >> (last - index) for side in self.image.shape[1:])
+        height, width = self._size(index)
         target = area_average(self.image, height, width)
         self.low, self.high = 0.0, 1.0
         if self.done:
@@ -96,11 +106,12 @@ class LIG:
         factor = self.image[0].numel() / (height * width)
         self.scale = factor * (self.high - self.low) ** 2
         self.lost = self.image.new_zeros((), dtype=torch.float64)
-        if index == 0 < last:
+        if index < last:
+            average = target if index == 0 else area_average(self.image, height, width)
             whole = (self.image.shape[1], self.image.shape[2])
             for rows in _bands(self.image):
                 size = rows.stop - rows.start, self.image.shape[2]
-                kept = interpolate(target, whole, *size, (0.0, float(rows.start)))
+                kept = interpolate(average, whole, *size, (0.0, float(rows.start)))
                 self.lost += (self.image[:, rows] - kept).square().sum(dtype=torch.float64)
         self.target = target if self.paper else to_blocks(target)
         num = self.counts[index]
@@ -134,17 +145,31 @@ class LIG:
         low, high = self.low, self.high
         return Level(made, self.height, self.width, low, high, self.paper)
 
-    def _continue(self, init: Representation, num_gaussians: int) -> None:
-        """From levels: the last of them goes on. From others: they are one level."""
+    def _continue(self, init: Representation) -> None:
+        """From levels: the last that has begun goes on. From Gaussians: they are one level."""
+        init = init.detach().to(self.image)
+        height, width = self.image.shape[1:]
+        if isinstance(init, Gaussians):
+            init = Levels((Level(init, height, width),))
         if not isinstance(init, Levels):
-            if not isinstance(init, Gaussians):
-                raise ValueError("lig starts from Gaussians or levels, not from a mixture")
-            init = Levels((Level(init, self.image.shape[1], self.image.shape[2]),))
-        if init.levels[-1].is_published != self.paper and self.paper:
-            raise ValueError("the paper's variant does not start from other Gaussians")
+            raise ValueError("lig starts from Gaussians or levels, not from a mixture")
+        last = init.levels[-1]
+        if (last.height, last.width) != (height, width):
+            raise ValueError(
+                f"init is of {last.width}x{last.height} pixels, the image of {width}x{height}"
+            )
+        if self.paper and not last.is_published:
+            raise ValueError("the paper's variant starts from what it made itself")
+        begun = [level for level in init.levels if len(level.gaussians)]
+        if not begun:
+            raise ValueError("init has no Gaussians")
+        levels = len(init.levels)
         self.counts = [len(level.gaussians) for level in init.levels]
-        self.done = list(init.levels[:-1])
-        self._begin_level(init.levels[-1])
+        if len(begun) < levels:
+            num = round(self.counts[0] / FIRST_SHARE * 4 ** (levels - 1))
+            self.counts[len(begun) :] = split_count(num, levels)[len(begun) :]
+        self.done = begun[:-1]
+        self._begin_level(begun[-1])
 
     # --- steps ---------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from instantgi.render.ops import (
     rasterize_error_backward,
     to_blocks,
 )
+from instantgi.representations import Representation, plain
 
 RELOCATION_GAP = 20  # steps that moved Gaussians get to settle
 LAST_RELOCATION = 0.5  # of the fit; later ones no longer pay
@@ -87,7 +88,10 @@ class LocalAdam:
         self.relocations, self.relocated = relocations, relocated
         self.solve_iterations = solve_iterations
 
-    def start(self, image: Tensor, init: Gaussians | None, num_gaussians: int, seed: int) -> None:
+    def start(
+        self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
+    ) -> None:
+        init = None if init is None else plain(init, "instantgi")
         self.height, self.width = image.shape[1:]
         if init is None:
             init = heuristic_start(image, num_gaussians)

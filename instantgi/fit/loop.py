@@ -80,7 +80,8 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
         init: where to start; by default the method's own start with `num_gaussians`.
         method: a name of `instantgi.fit.METHODS`, or a `Fitter`. "lig" makes `Levels` and
             "imagegs" a `Mixture`, all others Gaussians whose picture is their sum.
-        num_gaussians: by default 0.11 per pixel; an upper limit for "instantgi".
+        num_gaussians: by default 0.11 per pixel, or those of `init`, which only "imagegs" lets grow
+            to more; an upper limit for "instantgi".
         iterations: steps, each one forward and one backward pass; by default 300 unless
             `seconds` or `patience` is set.
         seconds: wall-clock time, from the end of the start.
@@ -113,7 +114,7 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
     if iterations is None and seconds is None and patience is None:
         iterations = 300
     if num_gaussians is None:
-        num_gaussians = default_count(*image.shape[1:])
+        num_gaussians = default_count(*image.shape[1:]) if init is None else len(init)
     elif num_gaussians < 1:
         raise ValueError(f"num_gaussians must be at least 1, got {num_gaussians}")
     fitter = make_fitter(method) if isinstance(method, str) else method

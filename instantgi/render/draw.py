@@ -11,7 +11,7 @@ from instantgi.render.mixture import rasterize_mixture, seen_from
 from instantgi.render.points import mixture_at, sum_at
 from instantgi.render.published import published_sum
 from instantgi.render.sum import rasterize
-from instantgi.representations import Level, Mixture, Representation, flat
+from instantgi.representations import Level, Levels, Mixture, Representation, flat
 
 
 def draw(
@@ -110,11 +110,13 @@ def _level_pixels(levels: tuple[Level, ...], points: Tensor) -> Tensor:
     places = (points * scale - 0.5).clamp_min(0).minimum(size - 1)
     first = places.floor()
     share = places - first
-    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        corner = (first + points.new_tensor([x, y])).minimum(size - 1) + 0.5
-        weights = (share if x else 1 - share)[:, 0] * (share if y else 1 - share)[:, 1]
-        values = values + weights[:, None] * _level_pixels(tuple(coarser), corner)
-    return values
+    steps = points.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    corners = (first + steps[:, None]).minimum(size - 1)  # [4, P, 2]
+    # pixels that several points share are drawn once
+    needed, which = corners.reshape(-1, 2).unique(dim=0, return_inverse=True)
+    drawn = _level_pixels(tuple(coarser), needed + 0.5)[which].view(4, len(points), -1)
+    weights = (steps[:, None] * share + (1 - steps[:, None]) * (1 - share)).prod(-1)  # [4, P]
+    return values + (weights[:, :, None] * drawn).sum(0)
 
 
 def interpolate(
@@ -169,14 +171,16 @@ def draw_part(
         for whole, drawn in ((part_width, width), (part_height, height))
     ]
     fine_width, fine_height = width * samples[0], height * samples[1]
-    if fine_width * fine_height > MAX_SAMPLES:
+    num_levels = len(made.levels) if isinstance(made, Levels) else 1
+    if fine_width * fine_height * num_levels > MAX_SAMPLES:
         raise ValueError(
             f"{width}x{height} pixels would take {fine_width * fine_height} samples, more than "
             f"{MAX_SAMPLES}; choose a smaller size or part"
         )
     scale = (fine_width / part_width, fine_height / part_height)
     moved = flat(made).translated(-left, -top).scaled(*scale)
-    pairs = _count_pairs(moved, fine_height, fine_width)
+    radius = math.sqrt(2 * math.log(255 / made.epsilon)) if isinstance(made, Mixture) else RADIUS
+    pairs = _count_pairs(moved, fine_height, fine_width, radius)
     if pairs > MAX_PAIRS:
         raise ValueError(
             f"{width}x{height} pixels would take {pairs:.1e} Gaussians at pixels, more than "
@@ -194,10 +198,10 @@ def draw_part(
     return torch.nn.functional.avg_pool2d(picture[None], (samples[1], samples[0]))[0]
 
 
-def _count_pairs(gaussians: Gaussians, height: int, width: int) -> float:
+def _count_pairs(gaussians: Gaussians, height: int, width: int, radius: float) -> float:
     """Pixels in the boxes around the ellipses, those of all Gaussians together."""
     means, cholesky = gaussians.means.detach().double(), gaussians.cholesky.detach().double()
-    reach = RADIUS * torch.stack([cholesky[:, 0].abs(), cholesky[:, 1:].norm(dim=1)], 1)
+    reach = radius * torch.stack([cholesky[:, 0].abs(), cholesky[:, 1:].norm(dim=1)], 1)
     size = means.new_tensor([width, height])
     zero = torch.zeros_like(size)
     sides = (means + reach).minimum(size).maximum(zero) - (means - reach).maximum(zero).minimum(
