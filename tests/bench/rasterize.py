@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -24,7 +25,13 @@ from bench.timing import EXP, conditions, exp_of, milliseconds, peak_megabytes, 
 from scenes import random_gaussians
 
 from instantgi.gaussians import Gaussians
-from instantgi.render import rasterize, rasterize_mixture, rasterize_reference
+from instantgi.render import (
+    mixture_at,
+    rasterize,
+    rasterize_mixture,
+    rasterize_reference,
+    sum_at,
+)
 from instantgi.render.cuda import SUM_CUTOFF
 from instantgi.render.mixture import EPSILON, TOP_K, cutoff_of
 from instantgi.render.ops import (
@@ -150,6 +157,24 @@ def compare_reference(num: int, height: int, width: int, runs: int) -> dict[str,
     return {"num": num, "height": height, "width": width, "runs": runs, **row}
 
 
+def measure_points(num: int, runs: int) -> dict[str, float]:
+    """10,000 scattered points of a picture of one megapixel, from Gaussians that cover it alike."""
+    deviation = math.sqrt(1024 * 1024 / num)
+    scene = random_gaussians(num, 1024, 1024, scales=(0.3 * deviation, 0.7 * deviation))
+    points = torch.rand(10_000, 2, generator=torch.Generator().manual_seed(2)) * 1024
+    functions = {"sum": lambda: sum_at(scene, points), "mixture": lambda: mixture_at(scene, points)}
+    times = milliseconds(functions, runs)
+    return {"num": num} | {name: median(values) for name, values in times.items()}
+
+
+def print_points(rows: list[dict[str, float]]) -> None:
+    print(
+        "\n10,000 scattered points of 1024x1024 pixels\n\n| N | sum ms | mixture ms |\n|---|---|---|"
+    )
+    for row in rows:
+        print(f"| {row['num']} | {row['sum']:.2f} | {row['mixture']:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -165,6 +190,8 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in header.items()))
     typical = [measure(num, 512, 768, runs) for num in (20_000, 43_000, 70_000)]
     print_rows("A picture of 768x512", typical)
+    points = [measure_points(num, runs) for num in (2000, 8000, 30_000, 110_000)]
+    print_points(points)
     sizes = SIZES[:3] if options.quick else SIZES
     sweep = [measure(round(h * w * DENSITY), h, w, runs if h * w < 5e6 else 20) for h, w in sizes]
     print_rows("Constant density, from a thumbnail to 8K", sweep)
@@ -181,7 +208,7 @@ def main() -> None:
         f"{reference['times faster']:.0f} times faster"
     )
     if options.json:
-        results = {"conditions": header, "typical": typical, "sweep": sweep}
+        results = {"conditions": header, "typical": typical, "points": points, "sweep": sweep}
         results |= {"peak": peak, "reference": reference}
         Path(options.json).write_text(json.dumps(results, indent=1))
 
