@@ -640,9 +640,9 @@ def test_imagegs_goes_on_growing_where_it_was():
     )
     early = seen[0]
     assert early.stages == (200, 250)
-    made = fit_image(image, early, method="imagegs", num_gaussians=400, iterations=100)
+    made = fit_image(image, early, method=ImageGS(), num_gaussians=400, iterations=100)
     assert made.stages == (200, 250, 300, 350, 400)
-    assert fit_image(image, early, method="imagegs", iterations=100).stages == (200, 250)
+    assert fit_image(image, early, method=ImageGS(), iterations=100).stages == (200, 250)
 
 
 @pytest.mark.parametrize("method", ["instantgi", "gaussianimage"])

@@ -162,15 +162,15 @@ def measure_points(num: int, runs: int) -> dict[str, float]:
     deviation = math.sqrt(1024 * 1024 / num)
     scene = random_gaussians(num, 1024, 1024, scales=(0.3 * deviation, 0.7 * deviation))
     points = torch.rand(10_000, 2, generator=torch.Generator().manual_seed(2)) * 1024
-    functions = {"sum": lambda: sum_at(scene, points), "mixture": lambda: mixture_at(scene, points)}
-    times = milliseconds(functions, runs)
+    times = milliseconds(
+        {"sum": lambda: sum_at(scene, points), "mixture": lambda: mixture_at(scene, points)}, runs
+    )
     return {"num": num} | {name: median(values) for name, values in times.items()}
 
 
 def print_points(rows: list[dict[str, float]]) -> None:
-    print(
-        "\n10,000 scattered points of 1024x1024 pixels\n\n| N | sum ms | mixture ms |\n|---|---|---|"
-    )
+    print("\n10,000 scattered points of 1024x1024 pixels\n")
+    print("| N | sum ms | mixture ms |\n|---|---|---|")
     for row in rows:
         print(f"| {row['num']} | {row['sum']:.2f} | {row['mixture']:.2f} |", flush=True)
 
