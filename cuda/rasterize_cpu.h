@@ -86,7 +86,7 @@ template <typename T>
 INLINE Offsets<T> offsets(const Conic<T>& form, const Vec<T>& dx, const Vec<T>& dy) {
     Vec<T> s = multiply_add<T>(multiply_add<T>(form.xx, dx, form.xy * dy), dx, form.yy * dy * dy);
     for (auto& part : s.part)
-        part = part >= 0 ? part : typename Vec<T>::Part{} + std::numeric_limits<T>::infinity();
+        part = part >= typename Vec<T>::Part{} ? part : Vec<T>(std::numeric_limits<T>::infinity()).part[0];
     return {dx, dy, s};
 }
 
