@@ -70,11 +70,18 @@ def mixture_at_reference(
     gaussians: Gaussians, points: Float[Tensor, "*P 2"], top_k: int, epsilon: float
 ) -> Float[Tensor, "*P C"]:
     """The mixture at any points."""
-    weights = weights_at(gaussians, points, smallest=epsilon / 255)  # [..., N]
-    if len(gaussians) > top_k:
+    weights = weights_at(gaussians, points, smallest=epsilon / 255)
+    return mix(weights, gaussians.colors, top_k, epsilon)
+
+
+def mix(
+    weights: Float[Tensor, "*P N"], colors: Float[Tensor, "N C"], top_k: int, epsilon: float
+) -> Float[Tensor, "*P C"]:
+    """The colors averaged by the K largest weights."""
+    if len(colors) > top_k:
         least = weights.topk(top_k, dim=-1).values[..., -1:].detach()
         weights = torch.where(weights >= least, weights, 0)
-    return (weights @ gaussians.colors) / (epsilon + weights.sum(-1, keepdim=True))
+    return (weights @ colors) / (epsilon + weights.sum(-1, keepdim=True))
 
 
 def seen_from(

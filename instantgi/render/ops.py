@@ -13,7 +13,7 @@ from torch import Tensor
 from instantgi.native import call_cpu
 from instantgi.render import cuda
 
-GROUP = 4  # channels drawn in one pass, kGroup in cuda/rasterize_sum_cpu.cpp
+GROUP = 4  # channels drawn in one pass, kGroup in cuda/rasterize_cpu.h
 COLORS_ONLY, LOCAL, PARAMETERS = 0, 1, 2  # enum Coordinates in cuda/rasterize_sum.h
 
 SCENE = "Tensor means, Tensor cholesky, Tensor colors"

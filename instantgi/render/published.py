@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instantgi.gaussians import check_size
 from instantgi.native import call_cpu
-from instantgi.render.mixture import mixture_backward_on_cpu, mixture_on_cpu
+from instantgi.render.mixture import mix, mixture_backward_on_cpu, mixture_on_cpu
 from instantgi.render.ops import check_fields
 from instantgi.render.reference import SMALLEST_WEIGHT, pixel_centers
 
@@ -143,8 +143,4 @@ def published_mixture_reference(
 ) -> Float[Tensor, "C H W"]:
     """The definition of `published_mixture`, slow and obvious."""
     weights = published_weights_reference(means, covariances, height, width)
-    if len(means) > top_k:
-        least = weights.topk(top_k, dim=-1).values[..., -1:].detach()
-        weights = torch.where(weights >= least, weights, 0)
-    picture = (weights @ colors) / (epsilon + weights.sum(-1, keepdim=True))
-    return picture.permute(2, 0, 1)
+    return mix(weights, colors, top_k, epsilon).permute(2, 0, 1)
