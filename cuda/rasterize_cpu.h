@@ -316,7 +316,7 @@ class Work {
                 }
                 // Always a whole vector: what lies beyond the count is overwritten by the next.
                 store(block + size_, lanes.count + Vec<int32_t>(int32_t((row - origin) * cols + col)));
-                store(x + size_, lanes.corner_x + Vec<T>(T(col * kSide) - g.mean_x));
+                store(x + size_, (lanes.corner_x + Vec<T>(T(col * kSide))) - Vec<T>(g.mean_x));
                 store(y + size_, Vec<T>(from_mean));
                 const int count = int(std::min<int64_t>(left, kLanes));
                 size_ = scene.tile_limits ? keep_within_limits(scene, n, row, col, count) : size_ + count;
@@ -474,20 +474,25 @@ void each_pixel(const Scene<T>& scene, T* image, int64_t row_begin, int64_t row_
 
 constexpr int kMostTerms = 32;  // of a mixture at a pixel
 
-// The smallest exponents s of each lane, in increasing order; `count` of them are below the cut-off.
-template <typename T>
-INLINE void keep_smallest(T* slots, int num, int8_t& count, const Vec<T>& s) {
-    T* slot = slots + (num - 1) * kLanes;
-    if (!any_less(s, load(slot))) return;
-    if (count < num) slot = slots + count++ * kLanes;  // those behind hold the cut-off
-    Vec<T> moved = smaller(s, load(slot));
-    for (; slot != slots; slot -= kLanes) {
-        const Vec<T> before = load(slot - kLanes);
-        store(slot, larger(before, moved));
-        moved = smaller(before, moved);
+// The `num` smallest exponents s of each lane, in increasing order; where fewer were seen, the cut-off.
+template <typename T, int Num>
+class Smallest {
+ public:
+    INLINE Smallest(T cutoff) {
+        for (auto& slot : slots_) slot = cutoff;
     }
-    store(slots, moved);
-}
+    INLINE void add(Vec<T> s) {
+        for (auto& slot : slots_) {
+            const Vec<T> before = slot;
+            slot = smaller(s, before);
+            s = larger(s, before);
+        }
+    }
+    INLINE const Vec<T>& operator[](int i) const { return slots_[i]; }
+
+ private:
+    Vec<T> slots_[Num];
+};
 
 // Weights are capped in the published sum: the picture's at 0.999, the gradient's of colors at 0.99.
 template <typename T>

@@ -1,8 +1,9 @@
 // The normalised mixture of the K largest Gaussians at every pixel, and its gradient, on the CPU; see
 // instantgi/render/mixture.py for the definition and rasterize_cpu.h for what it shares with the sum.
 //
-// Forward, one thread to a band: first each pixel keeps the K smallest exponents s, the last of which is
-// where its terms end; then the band is drawn as a sum of the terms up to there, and of their weights.
+// Forward, one thread to a band, block by block: where more than K Gaussians are listed, each pixel first
+// keeps the K smallest exponents s, the last of which is where its terms end; then a block is drawn as a
+// sum of the terms up to there, and of their weights.
 // Backward: ∂C/∂wₙ = (cₙ − C) / D, so that with v/D for the gradient of the picture and C · v/D in
 // common, a mixture's gradient is gathered like a sum's.
 #include "rasterize_cpu.h"
@@ -10,15 +11,146 @@
 namespace instantgi {
 namespace {
 
-// Calls visit(Gaussian, block, s) for every listed block.
-template <typename T, template <typename> class Form, typename Visit>
-INLINE void each_block(Work<T, Form>& listed, const Lanes<T>& lanes, const Visit& visit) {
-    listed.each([&](const typename Work<T, Form>::Segment& segment) {
-        const Form<T> form = segment.splat->form;
-        for (int i = segment.begin; i < segment.end; ++i)
-            visit(segment.n, int64_t(listed.block[i]),
-                  offsets(form, lanes.x + Vec<T>(listed.x[i]), lanes.y + Vec<T>(listed.y[i])).s);
-    });
+// The Gaussians of every block of a band, from block column col_begin to col_end, in the band's order.
+struct Strip {
+    int64_t row_begin, row_end, col_begin, col_end;
+    std::vector<int64_t> start;  // [rows · columns + 1] into `members`
+    std::vector<int32_t> members;
+
+    int64_t num_cols() const { return col_end - col_begin; }
+    const int64_t* of(int64_t row, int64_t col) const {
+        return &start[(row - row_begin) * num_cols() + col - col_begin];
+    }
+};
+
+constexpr int64_t kMostListed = int64_t(1) << 22;  // of a strip, if it is wider than a block
+
+// Lists a strip; false if it would be too long.
+template <typename T, template <typename> class Form>
+bool list_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const int32_t* band, int64_t num,
+                Strip& strip) {
+    struct Row {
+        int32_t begin, end;
+    };
+    const int64_t rows = strip.row_end - strip.row_begin, cols = strip.num_cols();
+    std::vector<Row> spans(num * rows);
+    strip.start.assign(rows * cols + 2, 0);
+    // as differences: of how many begin at a block less how many ended before it
+    int64_t* change = strip.start.data() + 1;
+    for (int64_t i = 0; i < num; ++i) {
+        if (i + 8 < num) __builtin_prefetch(splats + band[i + 8]);
+        const Splat<T, Form>& g = splats[band[i]];
+        const int64_t begin = std::max<int64_t>(strip.row_begin, g.row_begin) - strip.row_begin;
+        const int64_t end = std::min<int64_t>(strip.row_end, g.row_end) - strip.row_begin;
+        Spans found;
+        find_spans(g, strip.row_begin + begin, scene.cols(), found);
+        for (int64_t row = begin; row < end; ++row) {
+            const int32_t from = std::max(found.begin[row - begin], int32_t(strip.col_begin));
+            const int32_t to = std::min(found.end[row - begin], int32_t(strip.col_end));
+            if (from >= to) continue;
+            spans[i * rows + row] = {from, to};
+            ++change[row * cols + from - strip.col_begin];
+            --change[row * cols + to - strip.col_begin];
+        }
+    }
+    int64_t here = 0, total = 0;
+    for (int64_t block = 0; block < rows * cols; ++block) {
+        here += change[block];
+        change[block] = total;  // where the block's first goes, then where its last ended
+        total += here;
+    }
+    if (total > kMostListed && cols > 1) return false;
+    strip.members.resize(total);
+    for (int64_t i = 0; i < num; ++i)
+        for (int64_t row = 0; row < rows; ++row) {
+            const Row span = spans[i * rows + row];
+            for (int32_t col = span.begin; col < span.end; ++col)
+                strip.members[change[row * cols + col - strip.col_begin]++] = band[i];
+        }
+    return true;
+}
+
+// Calls draw(strip) for strips that make up a band; there are several only if their lists are long.
+template <typename T, template <typename> class Form, typename Draw>
+void each_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const Places& places, int64_t band,
+                const Draw& draw) {
+    const int32_t* members = places.members.data() + places.band_begin(band);
+    const int64_t num = places.band_begin(band + 1) - places.band_begin(band);
+    const int64_t row_begin = band * kBandRows, row_end = std::min(scene.rows(), row_begin + kBandRows);
+    std::vector<int64_t> ends = {scene.cols()};  // of strips that are still to be drawn, the next one last
+    for (int64_t col = 0; !ends.empty();) {
+        Strip strip = {row_begin, row_end, col, ends.back(), {}, {}};
+        if (list_strip(scene, splats, members, num, strip)) {
+            draw(strip);
+            col = ends.back();
+            ends.pop_back();
+        } else {
+            ends.push_back((col + ends.back()) / 2);
+        }
+    }
+}
+
+// Writes a block of C channels from `first` on into the planes of a picture.
+template <typename T, int C>
+INLINE void write_block(const Scene<T>& scene, const Vec<T> (&block)[C], int64_t first, int64_t row,
+                        int64_t col, T* image) {
+    const int64_t height = std::min<int64_t>(kSide, scene.height - row * kSide);
+    const int64_t width = std::min<int64_t>(kSide, scene.width - col * kSide);
+    T lanes[C][kLanes];
+    for (int k = 0; k < C; ++k) store(lanes[k], block[k]);
+    for (int k = 0; k < C; ++k)
+        for (int64_t y = 0; y < height; ++y) {
+            T* line = image + ((first + k) * scene.height + row * kSide + y) * scene.width + col * kSide;
+            if (width == kSide)
+                std::memcpy(line, lanes[k] + y * kSide, kSide * sizeof(T));
+            else
+                std::copy_n(lanes[k] + y * kSide, width, line);
+        }
+}
+
+// The exponents of a block's Gaussians; the first few are kept.
+template <typename T, template <typename> class Form>
+class Exponents {
+ public:
+    Exponents(const Splat<T, Form>* splats, const Lanes<T>& lanes) : splats_(splats), lanes_(lanes) {}
+
+    INLINE void begin(int64_t row, int64_t col, const int32_t* members) {
+        x_ = T(col * kSide), y_ = T(row * kSide);
+        members_ = members;
+    }
+    // Rounded as in `Work`: the backward pass must see the same terms.
+    INLINE Vec<T> find(int64_t i) const {
+        const Splat<T, Form>& g = splats_[members_[i]];
+        return offsets(g.form, lanes_.x + Vec<T>(x_ - g.mean_x), lanes_.y + Vec<T>(y_ - g.mean_y)).s;
+    }
+    INLINE Vec<T> find_and_keep(int64_t i) {
+        const Vec<T> s = find(i);
+        if (i < kKept) kept_[i] = s;
+        return s;
+    }
+    INLINE Vec<T> operator[](int64_t i) const { return i < kKept ? kept_[i] : find(i); }
+
+ private:
+    static constexpr int kKept = 96;
+    const Splat<T, Form>* splats_;
+    const Lanes<T>& lanes_;
+    const int32_t* members_;
+    T x_, y_;  // the corner of the block
+    Vec<T> kept_[kKept];
+};
+
+// The num_terms-th smallest exponent of each pixel, or the cut-off.
+template <typename T, template <typename> class Form>
+Vec<T> end_of_terms(int num_terms, double cutoff, int64_t num, Exponents<T, Form>& exponents) {
+    auto among = [&](auto slots) {
+        Smallest<T, decltype(slots)::value> smallest{T(cutoff)};
+        for (int64_t i = 0; i < num; ++i) smallest.add(exponents.find_and_keep(i));
+        return smallest[num_terms - 1];
+    };
+    if (num_terms <= 4) return among(std::integral_constant<int, 4>{});
+    if (num_terms <= 10) return among(std::integral_constant<int, 10>{});
+    if (num_terms <= 16) return among(std::integral_constant<int, 16>{});
+    return among(std::integral_constant<int, kMostTerms>{});
 }
 
 // image [C, H, W]; in blocks [⌈height/4⌉][⌈width/4⌉][16]: limits, the exponents at which the terms end,
@@ -26,49 +158,44 @@ INLINE void each_block(Work<T, Form>& listed, const Lanes<T>& lanes, const Visit
 template <typename T, template <typename> class Form>
 const char* forward(const Scene<T>& scene, int num_terms, double epsilon, T* image, T* limits, T* totals,
                     int num_threads) {
-    const int64_t rows = scene.rows(), cols = scene.cols();
+    const int64_t cols = scene.cols();
     expect_large(image, scene.channels * scene.height * scene.width * sizeof(T));
+    expect_large(limits, scene.rows() * cols * kLanes * sizeof(T));
+    expect_large(totals, scene.rows() * cols * kLanes * sizeof(T));
     const auto splats = new_splats<T, Form>(scene.num);
     if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
     const Places places = sort_by_place(splats.get(), scene, true, num_threads);
     const Lanes<T> lanes;
     parallel_for(places.num_bands, num_threads, [&](int64_t band) {
-        const int64_t row_begin = band * kBandRows, row_end = std::min(rows, row_begin + kBandRows);
-        const int64_t num_blocks = (row_end - row_begin) * cols;
-        T* limit = limits + row_begin * cols * kLanes;
-        T* total = totals + row_begin * cols * kLanes;
-        auto visit = [&](const auto& draw) {
-            visit_band(scene, splats.get(), places, band, lanes,
-                       [&](Work<T, Form>& listed) { each_block(listed, lanes, draw); });
-        };
-        std::vector<T> slots(num_blocks * num_terms * kLanes, T(scene.cutoff));
-        std::vector<int8_t> counts(num_blocks);
-        visit([&](int64_t, int64_t block, const Vec<T>& s) {
-            keep_smallest(slots.data() + block * num_terms * kLanes, num_terms, counts[block], s);
-        });
-        for (int64_t block = 0; block < num_blocks; ++block)
-            store(limit + block * kLanes, load(&slots[((block + 1) * num_terms - 1) * kLanes]));
-        for_each_group(scene.channels, [&](int64_t first, auto group) {
-            constexpr int C = decltype(group)::value;
-            std::vector<T> blocks(num_blocks * C * kLanes);
-            std::fill_n(total, num_blocks * kLanes, T(epsilon));
-            visit([&](int64_t n, int64_t block, const Vec<T>& s) {
-                const Vec<T> end = load(limit + block * kLanes);
-                if (!any_up_to(s, end)) return;
-                const Vec<T> w = weight(s, end);
-                store(total + block * kLanes, load(total + block * kLanes) + w);
-                T* at = &blocks[block * C * kLanes];
-                for (int k = 0; k < C; ++k)
-                    store(at + k * kLanes, multiply_add<T>(scene.colors[n * scene.channels + first + k], w,
-                                                           load(at + k * kLanes)));
-            });
-            for (int64_t block = 0; block < num_blocks; ++block)
-                for (int k = 0; k < C; ++k) {
-                    T* at = &blocks[(block * C + k) * kLanes];
-                    store(at, load(at) / load(total + block * kLanes));
+        Exponents<T, Form> exponents(splats.get(), lanes);
+        each_strip(scene, splats.get(), places, band, [&](const Strip& strip) {
+            for (int64_t row = strip.row_begin; row < strip.row_end; ++row)
+                for (int64_t col = strip.col_begin; col < strip.col_end; ++col) {
+                    const int64_t block = row * cols + col,
+                                  num = strip.of(row, col)[1] - strip.of(row, col)[0];
+                    const int32_t* members = strip.members.data() + strip.of(row, col)[0];
+                    exponents.begin(row, col, members);
+                    Vec<T> end = T(scene.cutoff);
+                    if (num > num_terms)
+                        end = end_of_terms(num_terms, scene.cutoff, num, exponents);
+                    else
+                        for (int64_t i = 0; i < num; ++i) exponents.find_and_keep(i);
+                    store(limits + block * kLanes, end);
+                    for_each_group(scene.channels, [&](int64_t first, auto group) {
+                        constexpr int C = decltype(group)::value;
+                        Vec<T> total = T(epsilon), drawn[C];
+                        for (auto& channel : drawn) channel = T(0);
+                        for (int64_t i = 0; i < num; ++i) {
+                            const T* color = scene.colors + members[i] * scene.channels + first;
+                            const Vec<T> w = weight(exponents[i], end);
+                            total += w;
+                            for (int k = 0; k < C; ++k) drawn[k] = multiply_add<T>(color[k], w, drawn[k]);
+                        }
+                        store(totals + block * kLanes, total);
+                        for (auto& channel : drawn) channel = channel / total;
+                        write_block<T, C>(scene, drawn, first, row, col, image);
+                    });
                 }
-            each_pixel<T, C>(scene, image + first * scene.height * scene.width, row_begin, row_end,
-                             blocks.data(), [](T& pixel, T lane) { pixel = lane; });
         });
     });
     return nullptr;

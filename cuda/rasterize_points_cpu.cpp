@@ -133,6 +133,23 @@ Members members_of_bands(const Reached<T>* reached, int64_t num, int64_t num_ban
     return found;
 }
 
+// Keeps the `num` smallest exponents s of each lane, the largest of them last; where fewer were seen, the
+// last is what it was at first, the cut-off. `count` is of the slots before it that are filled.
+template <typename T>
+INLINE void keep_smallest(T* slots, int num, int& count, const Vec<T>& s) {
+    T* last = slots + (num - 1) * kLanes;
+    const Vec<T> limit = load(last);
+    if (!any_less(s, limit)) return;
+    Vec<T> moved = smaller(s, limit);
+    if (count < num - 1) return store(slots + count++ * kLanes, moved);
+    for (T* slot = slots; slot != last; slot += kLanes) {
+        const Vec<T> before = load(slot);
+        store(slot, smaller(before, moved));
+        moved = larger(before, moved);
+    }
+    store(last, moved);
+}
+
 // values [P, C]; of a mixture also limits [P] and totals [P], see rasterize_mixture_cpu.cpp.
 template <typename T>
 const char* forward(const Scene<T>& scene, const T* places, int64_t num_points, int num_terms, double epsilon,
@@ -154,7 +171,7 @@ const char* forward(const Scene<T>& scene, const T* places, int64_t num_points, 
         };
         const int num_slots = std::max(1, num_terms);
         std::vector<T> slots(num_groups * num_slots * kLanes, T(scene.cutoff));
-        std::vector<int8_t> counts(num_groups);
+        std::vector<int> counts(num_groups);
         if (num_terms > 0)
             each([&](int64_t, int64_t group, const Vec<T>& s) {
                 keep_smallest(slots.data() + group * num_slots * kLanes, num_slots, counts[group], s);

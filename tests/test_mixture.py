@@ -68,6 +68,17 @@ def test_mixture_of_wide_gaussians_matches_reference(device):
     assert_gradients_match(picture, fields(scene), expected, fields(reference), 1e-11)
 
 
+@pytest.mark.parametrize("top_k", [3, 32])
+def test_mixture_of_many_at_every_pixel_is_that_of_its_points(top_k):
+    # 1,500 over all 8192 blocks of a band: its lists do not fit, and it is drawn in strips
+    scene = random_gaussians(1500, 32, 4096, scales=(600, 900), seed=5)
+    picture = rasterize_mixture(scene, 32, 4096, top_k=top_k)
+    centers = pixel_centers(32, 4096).reshape(-1, 2)
+    some = torch.randperm(len(centers), generator=torch.Generator().manual_seed(6))[:400]
+    expected = mixture_at(scene, centers[some], top_k=top_k)
+    assert_close(picture.reshape(3, -1).T[some], expected, rtol=0, atol=2e-6)
+
+
 def test_mixture_gradient_passes_gradcheck(device):
     scene = random_gaussians(12, 8, 9, scales=(1, 3), seed=5, dtype=torch.float64)
     inputs = fields(leaves(scene.to(device), torch.float64))
