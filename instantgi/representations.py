@@ -6,10 +6,14 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from instantgi.context import LEVEL_ZERO, Context, logistic_bits, steps_of
 from instantgi.gaussians import Gaussians, check_size
+from instantgi.points.seeds import SeedGrid
 from instantgi.render.mixture import EPSILON, TOP_K, check_mixture
+from instantgi.seeds import CHUNK, Perceptron, gaussians_of, joined
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +146,150 @@ class Levels:
         return sum(len(level.gaussians) for level in self.levels)
 
 
-Representation = Gaussians | Mixture | Levels
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seeds:
+    """Seeds and the networks that make Gaussians of them (SGI, 2026), see `gaussians_of`.
+
+    The picture is the sum of their Gaussians.
+
+    Attributes:
+        grid: where the seeds lie, and how large the picture is.
+        features, offsets: numbers of each seed; offsets are in its own sizes (s_o).
+        scalings: natural logarithms of its sizes (s_o, s_a) in pixels.
+        colors, shapes: the networks.
+        bases: steps of features, scalings and offsets before `context` changes them; None if
+            nothing is rounded. Otherwise every number is a whole number of its seed's step.
+        context: what files are coded by; None if nothing is rounded.
+    """
+
+    grid: SeedGrid
+    features: Float[Tensor, "N F"]
+    scalings: Float[Tensor, "N 4"]
+    offsets: Float[Tensor, "N K 2"]
+    colors: Perceptron
+    shapes: Perceptron
+    bases: tuple[float, float, float] | None = None
+    context: Context | None = None
+
+    def __post_init__(self) -> None:
+        num, size = self.features.shape
+        per_seed = self.offsets.shape[1]
+        expected = {"scalings": (num, 4), "offsets": (num, per_seed, 2)}
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"{name} must be {list(shape)}, got {list(getattr(self, name).shape)}"
+                )
+        if num != self.grid.num:
+            raise ValueError(f"the grid has {self.grid.num} seeds, there are features of {num}")
+        if self.colors.sizes[2] % per_seed or self.shapes.sizes[2] != 3 * per_seed:
+            raise ValueError(
+                f"networks for {per_seed} Gaussians a seed have so many colors and 3 times as many "
+                f"shapes, got {self.colors.sizes[2]} and {self.shapes.sizes[2]}"
+            )
+        if (self.colors.sizes[0], self.shapes.sizes[0]) != (size, size):
+            raise ValueError(f"networks of {size} features have as many inputs")
+        if (self.bases is None) != (self.context is None):
+            raise ValueError("seeds that are rounded have bases and a context, others have neither")
+        if self.context is not None and self.context.counts != (size, 4, 2 * per_seed):
+            raise ValueError(f"the context is of {self.context.counts} numbers, not of these")
+
+    @classmethod
+    def from_symbols(
+        cls,
+        grid: SeedGrid,
+        symbols: Int64[Tensor, "N D"],
+        colors: Perceptron,
+        shapes: Perceptron,
+        bases: tuple[float, float, float],
+        context: Context,
+    ) -> Seeds:
+        """Of whole numbers of steps: the same float32 numbers on every machine."""
+        values = (symbols * cls._steps(grid, bases, context)).float()
+        features, scalings, offsets = values.split(context.counts, 1)
+        offsets = offsets.reshape(grid.num, -1, 2)
+        return cls(
+            grid,
+            features.contiguous(),
+            scalings.contiguous(),
+            offsets,
+            colors,
+            shapes,
+            bases,
+            context,
+        )
+
+    @property
+    def symbols(self) -> Int64[Tensor, "N D"]:
+        """Features, scalings and offsets of each seed in steps.
+
+        Raises:
+            ValueError: if nothing is rounded.
+        """
+        if self.bases is None or self.context is None:
+            raise ValueError("these seeds are not rounded")
+        values = torch.cat([self.features, self.scalings, self.offsets.flatten(1)], 1).double()
+        return (values / self._steps(self.grid, self.bases, self.context)).round().long()
+
+    @staticmethod
+    def _steps(
+        grid: SeedGrid, bases: tuple[float, float, float], context: Context
+    ) -> Float[Tensor, "N D"]:
+        """float64."""
+        return steps_of(bases, context.integers(grid)[2])[:, context.kinds()]
+
+    @property
+    def bits(self) -> Float[Tensor, "N D"]:
+        """What the numbers take in a file, about."""
+        symbols = self.symbols
+        assert self.context is not None
+        means, levels, _ = self.context.integers(self.grid)
+        return logistic_bits(symbols.double() - means / 8, (levels - LEVEL_ZERO).double() / 4)
+
+    @property
+    def height(self) -> int:
+        return self.grid.height
+
+    @property
+    def width(self) -> int:
+        return self.grid.width
+
+    @property
+    def per_seed(self) -> int:
+        return self.offsets.shape[1]
+
+    def flat(self) -> Gaussians:
+        """All Gaussians, seed by seed."""
+        points = self.grid.points.to(self.features)
+        parts = []
+        for begin in range(0, self.grid.num, CHUNK):
+            chunk = slice(begin, begin + CHUNK)
+            numbers = self.features[chunk], self.offsets[chunk], self.scalings[chunk].exp()
+            parts.append(gaussians_of(points[chunk], *numbers, self.colors, self.shapes))
+        return joined(parts)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Seeds:
+        return dataclasses.replace(
+            self,
+            features=function(self.features),
+            scalings=function(self.scalings),
+            offsets=function(self.offsets),
+            colors=self.colors.map(function),
+            shapes=self.shapes.map(function),
+            context=None if self.context is None else self.context.map(function),
+        )
+
+    def to(self, *args, **kwargs) -> Seeds:
+        return self.map(lambda field: field.to(*args, **kwargs))
+
+    def detach(self) -> Seeds:
+        return self.map(Tensor.detach)
+
+    def __len__(self) -> int:
+        return self.grid.num * self.per_seed
+
+
+Representation = Gaussians | Mixture | Levels | Seeds
 
 
 def _valid(gaussians: Gaussians) -> Gaussians:
@@ -160,7 +307,7 @@ def plain(made: Representation, method: str) -> Gaussians:
     """
     if isinstance(made, Gaussians):
         return made
-    kind = "a mixture" if isinstance(made, Mixture) else "levels"
+    kind = {Mixture: "a mixture", Levels: "levels", Seeds: "seeds"}[type(made)]
     raise ValueError(f"{method} starts from Gaussians whose picture is their sum, not from {kind}")
 
 

@@ -11,7 +11,7 @@ from instantgi.render.mixture import rasterize_mixture, seen_from
 from instantgi.render.points import mixture_at, sum_at
 from instantgi.render.published import published_sum
 from instantgi.render.sum import rasterize
-from instantgi.representations import Level, Levels, Mixture, Representation, flat
+from instantgi.representations import Level, Levels, Mixture, Representation, Seeds, flat
 
 
 def draw(
@@ -27,8 +27,8 @@ def draw(
     Args:
         height, width, origin, step: as in `rasterize`.
     """
-    if isinstance(made, Gaussians):
-        return rasterize(made, height, width, origin=origin, step=step)
+    if isinstance(made, Gaussians | Seeds):
+        return rasterize(flat(made), height, width, origin=origin, step=step)
     if isinstance(made, Mixture):
         options = {"top_k": made.top_k, "epsilon": made.epsilon}
         return rasterize_mixture(made.gaussians, height, width, origin=origin, step=step, **options)
@@ -89,8 +89,8 @@ def pixels(made: Representation, points: Float[Tensor, "P 2"]) -> Float[Tensor, 
     Returns:
         Differentiable in the parameters of Gaussians and mixtures.
     """
-    if isinstance(made, Gaussians):
-        return sum_at(made, points)
+    if isinstance(made, Gaussians | Seeds):
+        return sum_at(flat(made), points)
     if isinstance(made, Mixture):
         return mixture_at(made.gaussians, points, top_k=made.top_k, epsilon=made.epsilon)
     return _level_pixels(made.levels, points)
@@ -165,6 +165,7 @@ def draw_part(
     Raises:
         ValueError: if the samples would be more than 150 million, or what they take minutes.
     """
+    made = made.flat() if isinstance(made, Seeds) else made
     left, top, part_width, part_height = part
     samples = [
         max(1, math.ceil(whole / drawn))
