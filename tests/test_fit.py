@@ -81,6 +81,12 @@ def test_start_refuses_fewer_than_two():
         heuristic_start(picture(8, 8), 1)
 
 
+@pytest.mark.parametrize("num", [10, 30, 100, 400])
+def test_few_gaussians_are_about_as_many_as_asked_for(num):
+    found = len(heuristic_start(picture(300, 400), num))
+    assert 0.7 * num <= found <= num
+
+
 def test_default_count_is_the_published_density():
     assert abs(default_count(512, 768) - 42_857) < 500
     assert default_count(1, 1) == 2

@@ -16,6 +16,7 @@ from instantgi.points.dither import (
 )
 from instantgi.points.ellipses import fit_ellipses
 
+ENOUGH = 0.9  # of the triangles asked for
 CLOSEST = 0.6  # of all cells filled: with a fuller map the cells are made smaller
 
 
@@ -74,9 +75,27 @@ def _counted_points(position_map: Tensor, k: int, num_triangles: int) -> Tensor:
         k -= 1
     wanted, room = num_triangles // 2, -(-height // k) * -(-width // k) * 9 // 10
     cells = kept_cells(position_map.detach(), k, largest=float("inf"))
-    points = torch.empty(0, 2, device=position_map.device)
-    for _ in range(2):  # the second time the number of points on the border is known
-        inner = dither_cells(cells, min(wanted, room), k)
+
+    def with_border(num: int) -> tuple[Tensor, int]:
+        """The points, and how many of them are new on the border."""
+        inner = dither_cells(cells, min(num, room), k)
         points = add_border_points(inner, height, width)
-        wanted = max(0, (num_triangles + 2 - (len(points) - len(inner))) // 2)
+        return points, len(points) - len(inner)
+
+    points, border = with_border(wanted)
+    # the second time the number of points on the border is known
+    fewest, most = 0, wanted
+    points, border = with_border(max(0, (num_triangles + 2 - border) // 2))
+    # of few points many lie on the border, and how many changes with each: halve what is between
+    found = 2 * len(points) - border - 2
+    while found < ENOUGH * num_triangles and fewest < most - 1:
+        middle = (fewest + most) // 2
+        tried, border = with_border(middle)
+        made = 2 * len(tried) - border - 2
+        if made > num_triangles:
+            most = middle
+            continue
+        fewest = middle
+        if made > found:
+            points, found = tried, made
     return points
