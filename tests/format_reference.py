@@ -50,12 +50,14 @@ def read_part(chunks: list[tuple[bytes, bytes]]) -> tuple[dict[str, Any], list[G
     )
     assert header["version"] == 1
     rest_of_header = 16
-    if header["profile"]:
+    if header["profile"] in (1, 2):
         steps = struct.unpack_from("<fBfff", chunks[0][1], 16)
         header |= zip("position sizes shape luma chroma".split(), steps, strict=True)
         rest_of_header += 17
     layout = ["<", "<Bf", "<ff"][header["renderer"]]
     header["numbers"] = struct.unpack(layout, chunks[0][1][rest_of_header:])
+    if header["profile"] == 3:
+        return header, read_seeds(chunks[1:], header)
     step = header.get("position", 1.0)
     wide, high = (max(1, math.ceil(header[name] / step)) for name in ("width", "height"))
     blocks = [(header["num"], 0, 0, wide, high)]
@@ -329,3 +331,228 @@ def read_classes(payload: bytes, classes: list[int], planes: int) -> list[list[i
         for n, value in zip(chosen, symbols.numbers(code, len(chosen)), strict=True):
             found[i // merged][n] = center + value
     return found
+
+
+# the profile of seeds
+
+G = 0x9E3779B97F4A7C15
+Rows = list[list[int]]
+
+
+def mix(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def places(num: int, width: int, height: int, seed: int) -> list[tuple[int, int]]:
+    """X and Y of every seed, the point at (X, Y) / 128 px."""
+    columns = min(max((math.isqrt(4 * num * width // height) + 1) // 2, 1), num)
+    rows = -(-num // columns)
+    first = mix((seed + G) % 2**64)
+
+    def h(n: int, d: int) -> int:
+        return mix(((2 * n + d) * G + first) % 2**64)
+
+    total, dropped = rows * columns, set()
+    excess = total - num
+    for e in range(excess):
+        begin, end = e * total // excess, (e + 1) * total // excess
+        dropped.add(begin + h(e, 1) % (end - begin))
+    found = []
+    for n in range(total):
+        if n not in dropped:
+            x = (512 * (n % columns) + 2 * (h(n, 0) % 256) + 1) * width // (8 * columns)
+            y = (512 * (n // columns) + 2 * (h(n, 0) // 256 % 256) + 1) * height // (8 * rows)
+            found.append((2 * x + 1, 2 * y + 1))
+    return found
+
+
+def logistic(x: float) -> float:
+    tail = exp_minus(x)
+    return tail / (1.0 + tail)
+
+
+def logistic_frequencies(level: int, eighths: int) -> list[int]:
+    s = 2.0 ** ((level - 24) // 4) * ROOTS[(level - 24) % 4]
+    densities = []
+    for symbol in range(-127, 128):
+        p = abs(symbol - eighths / 8)
+        if p >= 0.5:
+            densities.append(logistic((p - 0.5) / s) - logistic((p + 0.5) / s))
+        else:
+            densities.append(1.0 - logistic((p + 0.5) / s) - logistic((0.5 - p) / s))
+    total = 0.0
+    for density in densities:
+        total += density
+    shares = [1 + math.floor(density * ((TOTAL - 255) / total)) for density in densities]
+    shares[127] += TOTAL - sum(shares)
+    return shares
+
+
+def read_seeds(chunks: list[tuple[bytes, bytes]], header: dict) -> list[Gaussian]:
+    (first, shared), (second, networks), *rest = chunks
+    assert (first, second) == (b"SEED", b"NETS")
+    names = "random num_seeds features per_seed colors shapes context".split()
+    numbers = struct.unpack_from("<IIHBHHHfffIB", shared)
+    found = dict(zip(names, numbers, strict=False))
+    bases, longest = numbers[7:10], numbers[10]
+    resolutions = [level for (level,) in struct.iter_unpack("<I", shared[numbers_size() :])]
+    assert len(resolutions) == numbers[11]
+    width, height, channels = header["width"], header["height"], header["channels"]
+    num, per_seed = found["num_seeds"], found["per_seed"]
+    assert num * per_seed == header["num"]
+    counts = [found["features"], 4, 2 * per_seed]
+    points = places(num, width, height, found["random"])
+
+    # the networks
+    at = len(resolutions) + 15
+    symbols, head = Symbols(networks[at:]), list(networks[:at])
+    side, tables = max(width, height), []
+    for level in resolutions:
+        across = -(-level * width // side) + 1
+        nodes = min(across * (-(-level * height // side) + 1), longest)
+        share = head.pop(0)
+        coin = [2**16 * (256 - share), 2**16 * share]
+        signs = [2 * symbols.take(coin) - 1 for _ in range(4 * nodes)]
+        table = [signs[4 * n : 4 * n + 4] for n in range(nodes)]
+        tables.append((level, across, across * (-(-level * height // side) + 1) > longest, table))
+    layers = []
+    for inputs, hidden, outputs in (
+        (counts[0], found["colors"], channels * per_seed),
+        (counts[0], found["shapes"], 3 * per_seed),
+        (4 * len(resolutions), found["context"], 2 * sum(counts) + 3),
+    ):
+        bits = head.pop(0)
+        parts = []
+        for rows, columns in ((inputs, hidden), (1, hidden), (hidden, outputs), (1, outputs)):
+            flat = symbols.numbers(head.pop(0), rows * columns)
+            parts.append([flat[n * columns : (n + 1) * columns] for n in range(rows)])
+        layers.append((bits, *parts))
+
+    # what is known of each number, then the numbers
+    means, levels, turns = [], [], []
+    for x, y in points:
+        seen = []
+        for level, across, is_hashed, table in tables:
+            at_x, at_y = 2 * level * x // side, 2 * level * y // side
+            values = [0] * 4
+            for dy in (0, 1):
+                for dx in (0, 1):
+                    i, j = (at_x >> 8) + dx, (at_y >> 8) + dy
+                    node = i + j * across
+                    if is_hashed:
+                        node = (i ^ (j * 2654435761 % 2**32)) % longest
+                    a, b = at_x & 255, at_y & 255
+                    weight = (a if dx else 256 - a) * (b if dy else 256 - b)
+                    values = [v + weight * s for v, s in zip(values, table[node], strict=True)]
+            seen += values
+        p = context_of(seen, layers[2])
+        quarters = [(4 * value + 2**19) >> 20 for value in p[sum(counts) :]]
+        turn = [min(max(value, -12), 12) for value in quarters[sum(counts) :]]
+        kinds = [kind for kind, count in enumerate(counts) for _ in range(count)]
+        mean, spread = [], []
+        for n, kind in enumerate(kinds):
+            t = turn[kind]
+            value = min(max(p[n] >> 12, -(2**31)), 2**31)
+            mean.append((value * round(2 ** (14 - t / 4)) + 2**18) >> 19)
+            spread.append(min(max(quarters[n] + 24 - t, 0), 63))
+        means.append(mean)
+        levels.append(spread)
+        turns.append(turn)
+    values: Rows = [[] for _ in range(num)]
+    for block in range(0, num, 2**14):
+        chosen = range(block, min(block + 2**14, num))
+        runs = -(-num // 2**14)
+        begin = 0
+        for kind, count in enumerate(counts):
+            name, payload = rest[kind * runs + block // 2**14]
+            assert name == (b"FEAT", b"SCAL", b"OFFS")[kind]
+            cells = [(n, begin + k) for n in chosen for k in range(count)]
+            numbers = read_logistic(
+                payload, [means[n][k] for n, k in cells], [levels[n][k] for n, k in cells]
+            )
+            for (n, _), number in zip(cells, numbers, strict=True):
+                values[n].append(number)
+            begin += count
+    header["symbols"] = values
+    header["blocks"] = -(-num // 2**14)
+    return gaussians_of_seeds(points, values, turns, bases, counts, layers[:2], header)
+
+
+def numbers_size() -> int:
+    return struct.calcsize("<IIHBHHHfffIB")
+
+
+def context_of(seen: list[int], layers: tuple) -> list[int]:
+    """In 2^-20, of what is seen in 2^-16."""
+    bits, weights1, (biases1,), weights2, (biases2,) = layers
+    up = 2 ** (8 - bits) if bits <= 8 else None
+    assert up is not None
+    hidden = []
+    for j, bias in enumerate(biases1):
+        total = sum(value * row[j] * up for value, row in zip(seen, weights1, strict=True))
+        hidden.append(min(max((total + bias * up * 2**16 + 2**11) >> 12, 0), 2**17 - 1))
+    return [
+        sum(value * row[j] * up for value, row in zip(hidden, weights2, strict=True))
+        + bias * up * 2**12
+        for j, bias in enumerate(biases2)
+    ]
+
+
+def read_logistic(payload: bytes, means: list[int], levels: list[int]) -> list[int]:
+    symbols, found = Symbols(payload), [0] * len(means)
+    groups: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for n, (mean, level) in enumerate(zip(means, levels, strict=True)):
+        low = max(0, (level - 44 + 3) // 4)
+        mean = (mean - 4 * (2**low - 1)) >> low
+        center = (mean + 4) >> 3
+        groups.setdefault((level, mean - 8 * center), []).append((n, center, low))
+    for (level, eighths), members in sorted(groups.items()):
+        low = members[0][2]
+        table = logistic_frequencies(level - 4 * low, eighths)
+        numbers = []
+        for _, center, _ in members:
+            symbol = symbols.take(table) - 127
+            numbers.append(center + (symbols.beyond.pop(0) if abs(symbol) == 127 else symbol))
+        if low:
+            numbers = [u * 2**low + symbols.take([TOTAL >> low] * 2**low) for u in numbers]
+        for (n, _, _), number in zip(members, numbers, strict=True):
+            found[n] = number
+    return found
+
+
+def network_of(x: list[float], layers: tuple) -> list[float]:
+    bits, weights1, (biases1,), weights2, (biases2,) = layers
+    for weights, biases in ((weights1, biases1), (weights2, biases2)):
+        sums = [
+            sum(value * row[j] for value, row in zip(x, weights, strict=True)) + bias
+            for j, bias in enumerate(biases)
+        ]
+        x = [max(value / 2**bits, 0.0) for value in sums]
+    return [value / 2**bits for value in sums]
+
+
+def gaussians_of_seeds(points, values, turns, bases, counts, layers, header) -> list[Gaussian]:
+    features, _, _ = counts
+    channels, per_seed = header["channels"], counts[2] // 2
+    gaussians = []
+    for (x, y), numbers, turn in zip(points, values, turns, strict=True):
+        steps = [
+            math.ldexp(base * ROOTS[t % 4], t // 4) for base, t in zip(bases, turn, strict=True)
+        ]
+        feature = [number * steps[0] for number in numbers[:features]]
+        size = [math.exp(number * steps[1]) for number in numbers[features : features + 4]]
+        offset = [number * steps[2] for number in numbers[features + 4 :]]
+        color, shape = (network_of(feature, layer) for layer in layers)
+        for k in range(per_seed):
+            a, b, angle = shape[3 * k : 3 * k + 3]
+            s1 = math.hypot(size[2] / (1 + math.exp(-a)), 0.05)
+            s2 = math.hypot(size[3] / (1 + math.exp(-b)), 0.05)
+            c, s = math.cos(angle), math.sin(angle)
+            xx, xy = (c * s1) ** 2 + (s * s2) ** 2, c * s * (s1 * s1 - s2 * s2)
+            l11 = math.sqrt(xx)
+            mean = (x / 128 + offset[2 * k] * size[0], y / 128 + offset[2 * k + 1] * size[1])
+            colors = color[k * channels : (k + 1) * channels]
+            gaussians.append((*mean, l11, xy / l11, s1 * s2 / l11, *colors))
+    return gaussians

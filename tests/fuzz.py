@@ -25,7 +25,9 @@ CORPUS = FOLDER / "corpus"
 SECONDS = 1.0  # of processor time
 LIMIT = 6 * 2**30  # bytes of address space, torch's own included
 LONGEST = 20_000  # bytes of a mutated input
-KINDS = [b"HEAD", b"GRID", b"FULL", b"POSI", b"SIZE", b"LUMA", b"CHRO", b"SHAP", b"END ", b"recp"]
+KINDS = b"HEAD GRID FULL POSI SIZE LUMA CHRO SHAP SEED NETS FEAT SCAL OFFS PART recp".split() + [
+    b"END "
+]
 
 
 def one_input(data: bytes) -> None:

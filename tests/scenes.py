@@ -6,7 +6,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from instantgi.context import LEVEL_ZERO, PER_NODE, Context, num_nodes, to_grid
 from instantgi.gaussians import Gaussians
+from instantgi.points.seeds import SeedGrid
+from instantgi.representations import Seeds
+from instantgi.seeds import Perceptron
 
 
 def random_gaussians(
@@ -82,3 +86,40 @@ HOSTILE = {
     "sheared beyond sight": ((20.25, 20), (1, 1e30, 1)),
     "sheared to the limit": ((20.25, 20), (1e-5, 1e38, 1e-5)),
 }
+
+
+def random_seeds(
+    num: int,
+    height: int,
+    width: int,
+    *,
+    features: int = 6,
+    per_seed: int = 3,
+    channels: int = 3,
+    resolutions: tuple[int, ...] = (8, 16, 32),
+    seed: int = 0,
+) -> Seeds:
+    """Numbers drawn from what their context says of them."""
+    random = torch.Generator().manual_seed(seed)
+    grid = SeedGrid(num, height, width, seed)
+    counts = (features, 4, 2 * per_seed)
+
+    def network(inputs: int, hidden: int, outputs: int) -> Perceptron:
+        shapes = [(inputs, hidden), (hidden,), (hidden, outputs), (outputs,)]
+        values = (0.3 * torch.randn(shape, generator=random) for shape in shapes)
+        return Perceptron(*(to_grid(value) for value in values))
+
+    signs = torch.randint(2, (num_nodes(grid, resolutions, 256), PER_NODE), generator=random)
+    context = Context(
+        counts,
+        resolutions,
+        256,
+        2.0 * signs - 1,
+        network(PER_NODE * len(resolutions), 10 if resolutions else 0, 2 * sum(counts) + 3),
+    )
+    means, levels, _ = context.integers(grid)
+    uniform = torch.rand(means.shape, generator=random).clamp(1e-5, 1 - 1e-5)
+    symbols = (means / 8 + 2 ** ((levels - LEVEL_ZERO) / 4) * uniform.logit()).round().long()
+    colors = network(features, features, channels * per_seed)
+    shapes = network(features, features, 3 * per_seed)
+    return Seeds.from_symbols(grid, symbols, colors, shapes, (1.0, 0.125, 0.1875), context)

@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
-from scenes import random_gaussians
+from scenes import random_gaussians, random_seeds
 from torch.testing import assert_close
 
 from instantgi.cli import main
@@ -36,6 +36,7 @@ from instantgi.codec import (
     open_file,
     quantise,
 )
+from instantgi.codec import seeds as codec_seeds
 from instantgi.codec.bitstream import (
     FRAME,
     SIGNATURE,
@@ -80,7 +81,7 @@ from instantgi.images import read_image, to_8bit, write_image
 from instantgi.metrics import psnr
 from instantgi.render import rasterize
 from instantgi.render.draw import draw, draw_part, pixels
-from instantgi.representations import Level, Levels, Mixture, flat
+from instantgi.representations import Level, Levels, Mixture, Seeds, flat
 
 
 def assert_same(one: Gaussians, other: Gaussians) -> None:
@@ -89,6 +90,7 @@ def assert_same(one: Gaussians, other: Gaussians) -> None:
 
 
 ROOT = Path(__file__).parents[1]
+PICTURES = PROFILES[:3]  # that pictures are encoded to
 FINE = Steps(0.01, 64, 2**-11, 2**-9, 2**-9)
 
 
@@ -345,10 +347,10 @@ def test_lossless_files_need_finite_float32():
         encode(random_gaussians(3, 8, 8, dtype=torch.float64), 8, 8, profile="lossless")
     gaussians = random_gaussians(3, 8, 8)
     gaussians.colors[1, 1] = math.nan
-    for profile in PROFILES:
+    for profile in PICTURES:
         with pytest.raises(ValueError, match="colors has values that are not finite"):
             encode(gaussians, 8, 8, profile=profile)
-    with pytest.raises(ValueError, match='one of lossless, fast, compact, got "small"'):
+    with pytest.raises(ValueError, match='one of lossless, fast, compact, seeds, got "small"'):
         encode(gaussians, 8, 8, profile="small")
 
 
@@ -403,6 +405,11 @@ def test_old_files_are_decoded_for_ever(path):
     data = path.read_bytes()
     file = open_file(data)
     parts = [file.made()]
+    if isinstance(parts[0], Seeds):
+        numbers = parts[0].symbols.numpy().astype("<i4")
+        assert hashlib.sha256(numbers.tobytes()).hexdigest() == expected["gaussians"]
+        assert [file.profile, len(file.blocks), *numbers.shape] == expected["shape"]
+        return
     if isinstance(parts[0], Levels):
         parts = [level.gaussians for level in parts[0].levels]
     rows = [torch.cat([getattr(flat(part), name) for name in FIELDS], 1) for part in parts]
@@ -413,7 +420,7 @@ def test_old_files_are_decoded_for_ever(path):
 
 
 def test_there_are_golden_files_of_every_kind():
-    assert len(GOLDEN) == 12
+    assert len(GOLDEN) == 13
 
 
 # blocks
@@ -813,7 +820,7 @@ def test_the_profile_of_16_bit_pictures_is_kept(tmp_path):
         assert shown.info["icc_profile"] == profile
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", PICTURES)
 def test_every_profile_is_encoded_from_a_picture(tmp_path, profile, capsys):
     write_image(tmp_path / "scene.png", picture())
     words = ["encode", str(tmp_path / "scene.png"), "-o", str(tmp_path / "x.gi")]
@@ -976,7 +983,7 @@ def test_enormous_numbers_come_back():
     gaussians = random_gaussians(300, 50, 50)
     gaussians.cholesky[:] = torch.tensor([1000.0, 0.0, 1000.0])
     gaussians.colors[:200], gaussians.colors[200:] = -1e9, 1e9
-    for profile in PROFILES:
+    for profile in PICTURES:
         made = flat(decode(encode(gaussians, 50, 50, profile=profile)))
         assert made.colors.abs().min() > 0
 
@@ -1149,3 +1156,123 @@ def test_what_no_file_can_hold_is_refused():
     published = Level(level.gaussians, 40, 60, is_published=True)
     with pytest.raises(ValueError, match="has no ellipses that a file could hold"):
         encode(Levels((published,)), 40, 60)
+
+
+# seeds
+
+
+SEED_SCENES = [
+    {"num": 50, "height": 40, "width": 60},
+    {"num": 7, "height": 30, "width": 21, "channels": 1, "resolutions": ()},
+    {"num": 1, "height": 1, "width": 1, "channels": 4, "per_seed": 1, "features": 1},
+    {"num": 60, "height": 3, "width": 500, "channels": 2, "resolutions": (300, 5)},
+]
+
+
+def tensors_of(seeds: Seeds) -> list[torch.Tensor]:
+    assert seeds.context is not None
+    networks = (seeds.colors, seeds.shapes, seeds.context.network)
+    numbers = [seeds.features, seeds.scalings, seeds.offsets, seeds.context.signs]
+    return numbers + [part for network in networks for part in network.tensors]
+
+
+@pytest.mark.parametrize("scene", SEED_SCENES, ids=lambda scene: str(scene["num"]))
+def test_seeds_come_back_and_are_what_the_specification_says(scene):
+    seeds = random_seeds(**scene)
+    data = encode(seeds, seeds.height, seeds.width, profile="seeds")
+    made = decode(data)
+    assert isinstance(made, Seeds)
+    for one, other in zip(tensors_of(seeds), tensors_of(made), strict=True):
+        assert torch.equal(one, other)
+    assert (made.grid, made.bases) == (seeds.grid, seeds.bases)
+    head, rows = format_reference.read(data)
+    assert head["symbols"] == seeds.symbols.tolist()
+    flat = made.flat()
+    numbers = torch.cat([getattr(flat, name) for name in FIELDS], 1)
+    torch.testing.assert_close(torch.tensor(rows), numbers, rtol=1e-3, atol=1e-5)
+
+
+def test_seeds_take_what_their_context_says():
+    seeds = random_seeds(3000, 300, 400, features=16, per_seed=10)
+    file = open_file(encode(seeds, 300, 400, profile="seeds"))
+    chunks = file.bytes_of_chunks()
+    coded = sum(chunks[name] for name in ("FEAT", "SCAL", "OFFS"))
+    estimate = float(seeds.bits.sum()) / 8
+    assert abs(coded / estimate - 1) < 0.005
+    others = file.num_bytes - coded
+    assert chunks["NETS"] < others < chunks["NETS"] + 200
+
+
+def test_the_beginning_of_a_file_of_seeds_is_a_coarser_picture(monkeypatch):
+    monkeypatch.setattr(header, "SEEDS_PER_BLOCK", 30)
+    monkeypatch.setattr(codec_seeds, "SEEDS_PER_BLOCK", 30)
+    seeds = random_seeds(80, 40, 60)
+    data = encode(seeds, 40, 60, profile="seeds")
+    chunks = unpack(data)
+    assert [chunk.type for chunk in chunks[:3]] == [b"HEAD", b"SEED", b"NETS"]
+    assert [chunk.type for chunk in chunks[3:12]] == [b"FEAT"] * 3 + [b"SCAL"] * 3 + [b"OFFS"] * 3
+    whole = draw(decode(data), 40, 60)
+    for num in range(3, 12):
+        some = pack(chunks[:num])[:-12]
+        made = decode(some, whole=False)
+        assert len(flat(made)) == 3 * min(80, 30 * (num - 3))
+        if num < 11:
+            with pytest.raises(FormatError, match="ends early"):
+                decode(some)
+    assert torch.equal(draw(decode(pack(chunks[:12]), whole=False), 40, 60), whole)
+
+
+def test_seeds_in_other_profiles_are_their_gaussians():
+    seeds = random_seeds(20, 40, 60)
+    made = decode(encode(seeds, 40, 60, profile="lossless"))
+    assert isinstance(made, Gaussians)
+    assert_same(made, seeds.flat())
+    with pytest.raises(ValueError, match="the seeds are of 60x40, not 40x60"):
+        encode(seeds, 60, 40, profile="seeds")
+    with pytest.raises(ValueError, match="for what method sgi makes; use compact"):
+        encode(seeds.flat(), 40, 60, profile="seeds")
+    loose = dataclasses.replace(seeds, bases=None, context=None)
+    with pytest.raises(ValueError, match="not rounded have no file of their own; use lossless"):
+        encode(loose, 40, 60, profile="seeds")
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (1, 51, "another number of Gaussians"),
+        (2, 0, "0 features of a seed"),
+        (3, 65, "65 Gaussians of a seed"),
+        (4, 600, "600 hidden values"),
+        (7, math.nan, "steps of"),
+        (9, 0.0, "steps of"),
+        (10, 2**20, "nodes of a level"),
+        (11, 4, "header of seeds has the wrong length"),
+        (12, 0, "0 cells of a level"),
+        (2, 7, "is damaged"),
+        (6, 11, "is damaged"),
+    ],
+)
+def test_a_header_of_seeds_that_cannot_be_is_named(place, value, message):
+    chunks = unpack(encode(random_seeds(50, 40, 60), 40, 60, profile="seeds"))
+    layout = struct.Struct("<IIHBHHHfffIB3I")
+    fields = list(layout.unpack(chunks[1].payload))
+    fields[place] = value
+    chunks[1] = Chunk(b"SEED", layout.pack(*fields))
+    with pytest.raises(FormatError, match=message):
+        decode(pack(chunks))
+
+
+def test_seeds_that_would_take_long_are_refused():
+    seeds = random_seeds(2**14, 40, 60, features=64, resolutions=())
+    far = dataclasses.replace(
+        seeds, features=torch.zeros_like(seeds.features), scalings=seeds.scalings * 0
+    )
+    data = encode(far, 40, 60, profile="seeds")
+    assert decode(data).grid.num == 2**14
+    kept = [chunk for chunk in unpack(data) if chunk.type != b"padd"]
+    cut = [
+        Chunk(chunk.type, chunk.payload[:8]) if chunk.type in (b"FEAT", b"SCAL", b"OFFS") else chunk
+        for chunk in kept
+    ]
+    with pytest.raises(FormatError, match="Gaussians in"):
+        decode(pack(cut))

@@ -6,7 +6,7 @@ is constriction's `AnsCoder`.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ LEVELS = 32  # deviations 2^((level − 8) / 4): 0.25 to 54
 FAMILIES = 2  # Laplace, Gaussian
 SIGNED = FAMILIES * LEVELS  # tables of signed numbers
 SHIFTS = 4  # a code is shift · SIGNED + table: 2 · shift lower bits are coded as they are
+LARGEST_LEVEL = 44  # that a table holds: a deviation of 32
 ESCAPE = 32  # bits of a number beyond a table
 EVENNESS = 12  # of split tables: powers 0, 1/4, … 11/4 of the binomial coefficients
 WORD = 4  # bytes of a word of the coder
@@ -61,6 +62,81 @@ def signed_table(index: int) -> Table:
 ROOT_OF_TWO = 1.4142135623730951
 ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)  # 2^(i / 4)
 LN_2 = 0.6931471805599453
+
+
+def _logistic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + e^x) for x ≥ 0."""
+    tail = _exp_minus(x)
+    return tail / (1.0 + tail)
+
+
+@functools.cache
+def logistic_table(level: int, eighths: int) -> Table:
+    """Numbers around a mean of −4/8 to 3/8, with a logistic distribution of this deviation."""
+    deviation = 2.0 ** ((level - 24) // 4) * ROOTS[(level - 24) % 4]
+    place = np.arange(-REACH, REACH + 1) - eighths / 8
+    low, high = np.abs(place) - 0.5, np.abs(place) + 0.5
+    # the mass of a step is the difference of what lies beyond its two ends; around 0 on both sides
+    near = np.where(low >= 0, _logistic(np.abs(low) / deviation), 0.0)
+    middle = 1.0 - _logistic(high / deviation) - _logistic(np.abs(low) / deviation)
+    far = near - _logistic(high / deviation)
+    return _table_of(np.where(low >= 0, far, middle))
+
+
+def _table_of(density: NDArray[np.float64]) -> Table:
+    free = 2**PRECISION - len(density)
+    shares = np.floor(density * (free / density.cumsum()[-1])).astype(np.int64)
+    shares[REACH] += free - int(shares.sum())
+    return Table(tuple((shares + 1).tolist()), -REACH, True)
+
+
+def logistic_parts(numbers: Ints, means: Ints, levels: Ints) -> list[Part]:
+    """Numbers with logistic distributions of their own, table by table.
+
+    Args:
+        means: in eighths.
+        levels: of their deviations, 0 to 63, see `Context`.
+    """
+    numbers, parts = numbers.reshape(-1), []
+    for shift, level, eighths, places, centers in _by_table(means, levels):
+        chosen = numbers[places]
+        parts.append(Part((chosen >> shift) - centers, logistic_table(level, eighths)))
+        if shift:
+            parts.append(Part(chosen & (1 << shift) - 1, even_table(shift)))
+    return parts
+
+
+def take_logistic(decoder: "Decoder", means: Ints, levels: Ints) -> Ints:
+    """The next numbers that `logistic_parts` gave these means and levels, in their shape."""
+    numbers = np.zeros(means.size, np.int64)
+    for shift, level, eighths, places, centers in _by_table(means, levels):
+        found = decoder.take(len(places), logistic_table(level, eighths)) + centers
+        if shift:
+            found = (found << shift) + decoder.take(len(places), even_table(shift))
+        numbers[places] = found
+    return numbers.reshape(means.shape)
+
+
+def _by_table(means: Ints, levels: Ints) -> Iterator[tuple[int, int, int, Ints, Ints]]:
+    """Lower bits that are coded as they are, level and eighths of a table, which numbers it is
+    for, and their means in whole numbers."""
+    levels = levels.reshape(-1)
+    shifts = np.maximum(0, (levels - LARGEST_LEVEL + 3) // 4)
+    means = (means.reshape(-1) - 4 * ((1 << shifts) - 1)) >> shifts
+    centers = (means + 4) >> 3
+    tables = levels * 8 + means - 8 * centers + 4
+    order = np.argsort(tables, kind="stable")
+    for places in np.split(order, np.flatnonzero(np.diff(tables[order])) + 1):
+        if len(places):
+            level, eighths = divmod(int(tables[places[0]]), 8)
+            shift = int(shifts[places[0]])
+            yield shift, level - 4 * shift, eighths - 4, places, centers[places]
+
+
+@functools.cache
+def coin_table(share: int) -> Table:
+    """0 or 1; the latter `share` times of 256."""
+    return Table((2 ** (PRECISION - 8) * (256 - share), 2 ** (PRECISION - 8) * share), 0, False)
 
 
 def _exp_minus(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.codec import quantize
+from instantgi.codec import quantize, seeds
 from instantgi.codec.bitstream import Chunk, FormatError, pack
 from instantgi.codec.compact import decode_planes, encode_planes
 from instantgi.codec.fixed import decode_fixed, encode_fixed
@@ -29,10 +29,12 @@ from instantgi.codec.header import (
 from instantgi.codec.index import (
     GRID,
     HEAD,
+    NETS,
     NUM_PARTS,
     PADDING,
     PARTS,
     PER_BYTE,
+    SEED,
     Bytes,
     Index,
     Metadata,
@@ -42,8 +44,9 @@ from instantgi.codec.index import (
 )
 from instantgi.codec.quantize import Quantised
 from instantgi.gaussians import FIELDS, Gaussians, check_size
+from instantgi.points.seeds import SeedGrid
 from instantgi.render.draw import draw_part
-from instantgi.representations import Level, Levels, Mixture, Representation, flat
+from instantgi.representations import Level, Levels, Mixture, Representation, Seeds, flat
 
 LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
 GRAY = 0.25  # of colors times size, until colors are known
@@ -61,13 +64,14 @@ def encode(
     steps: Steps | None = None,
     metadata: Metadata | None = None,
 ) -> bytes:
-    """A file of Gaussians, a mixture, or levels.
+    """A file of Gaussians, a mixture, levels, or seeds.
 
     Args:
         height, width: of the picture, in pixels.
         profile: "lossless" keeps every bit of float32; "fast" and "compact" round numbers to the
             steps, bring means outside of the picture to its border, and hold them in fixed
-            numbers of bits or entropy coded.
+            numbers of bits or entropy coded. "seeds" is for seeds that are rounded, and loses
+            nothing of them; all others hold the Gaussians that they make.
         steps: of the rounding, by default for as many Gaussians; without meaning if lossless.
             `encode_image` loses less of a picture at the same size: it fits Gaussians to being
             rounded.
@@ -79,11 +83,38 @@ def encode(
     check_size(height, width)
     if profile not in PROFILES:
         raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
+    if profile == "seeds":
+        return _encode_seeds(made, height, width, metadata)
+    if isinstance(made, Seeds):
+        made = made.flat()
     parts = [
         _numbers_of(gaussians, *size, profile, steps, renderer)
         for gaussians, size, renderer in _split(made, height, width)
     ]
     return _write(parts, metadata)
+
+
+def _encode_seeds(
+    made: Representation, height: int, width: int, metadata: Metadata | None
+) -> bytes:
+    if not isinstance(made, Seeds):
+        raise ValueError("the profile of seeds is for what method sgi makes; use compact")
+    made = made.detach().to("cpu")
+    if (made.height, made.width) != (height, width):
+        raise ValueError(f"the seeds are of {made.width}x{made.height}, not {width}x{height}")
+    gaussians = made.flat()
+    _expect_finite(gaussians)
+    num, channels = gaussians.colors.shape
+    header = Header("seeds", channels, height, width, num, None)
+    more = seeds.header_of(made)
+    chunks = [Chunk(HEAD, header.pack()), Chunk(SEED, more.pack())]
+    chunks.append(Chunk(NETS, seeds.encode_networks(made)))
+    by_block = seeds.encode_blocks(made)
+    for i, kind in enumerate(header.kinds()):
+        chunks += [Chunk(kind, payloads[i]) for payloads in by_block]
+    chunks += (metadata or software()).chunks()
+    counts = [more.weight(block) for block in more.blocks()]
+    return _padded(chunks, counts, header.kinds()[0], 1)
 
 
 class Numbers(NamedTuple):
@@ -132,9 +163,7 @@ def _numbers_of(
     steps: Steps | None,
     renderer: Renderer,
 ) -> Numbers:
-    for name in FIELDS:
-        if not getattr(gaussians, name).isfinite().all():
-            raise ValueError(f"{name} has values that are not finite, which no file holds")
+    _expect_finite(gaussians)
     if profile != "lossless":
         if steps is None:
             steps = Steps.for_density(len(gaussians) / (height * width))
@@ -151,6 +180,12 @@ def _numbers_of(
     numbers = torch.cat(fields, 1).numpy()
     places = np.clip(np.floor(fields[0].double().numpy()), 0, np.array([width, height]) - 1)
     return Numbers(header, places.astype(np.int64), Gaussians(*fields), numbers)
+
+
+def _expect_finite(gaussians: Gaussians) -> None:
+    for name in FIELDS:
+        if not getattr(gaussians, name).isfinite().all():
+            raise ValueError(f"{name} has values that are not finite, which no file holds")
 
 
 def _quantised_numbers(
@@ -208,9 +243,14 @@ def _write(parts: list[Numbers], metadata: Metadata | None) -> bytes:
         if len(parts) > 1 and part is parts[0]:
             chunks.insert(1, Chunk(PARTS, NUM_PARTS.pack(len(parts))))
     chunks += (metadata or software()).chunks()
-    missing = _missing(chunks, counts, parts[0].header.kinds()[0])
+    return _padded(chunks, counts, parts[0].header.kinds()[0], 1 + (len(parts) > 1))
+
+
+def _padded(chunks: list[Chunk], counts: list[int], first: bytes, at: int) -> bytes:
+    """A file with so many bytes before chunk `at` that no beginning of it is too short."""
+    missing = _missing(chunks, counts, first)
     if missing > 0:
-        chunks.insert(1 + (len(parts) > 1), Chunk(PADDING, bytes(missing)))
+        chunks.insert(at, Chunk(PADDING, bytes(missing)))
     return pack(chunks)
 
 
@@ -330,6 +370,8 @@ class File(Index):
             if part is None:
                 for frame in self._frames:
                     frame.payload(self._data)
+            if self.profile == "seeds":
+                return self._decode_seeds(self.parts[0])
             made = [
                 self._decode_part(each, part, LUMA_PLANE if i else 1)
                 for i, each in enumerate(self.parts)
@@ -357,7 +399,31 @@ class File(Index):
             for i, block in enumerate(part.blocks)
             if len(part.planes.get(i, ())) >= least and (not self.is_whole or block.is_seen(shown))
         ]
-        return _joined(made or [Gaussians(*(torch.zeros(0, k) for k in (2, 3, self.channels)))])
+        return _joined(made or [_no_gaussians(self.channels)])
+
+    def _decode_seeds(self, part: Part) -> Representation:
+        """Of the beginning of a file the Gaussians of those seeds that are there."""
+        header, more = part.header, part.seeds
+        if more is None or part.networks is None:
+            return _no_gaussians(self.channels)
+        grid = SeedGrid(more.num, header.height, header.width, more.random_seed)
+        networks = part.networks.payload(self._data)
+        colors, shapes, context = seeds.decode_networks(networks, more, grid, header.channels)
+        numbers = np.zeros((more.num, sum(more.counts)), np.int64)
+        there = np.zeros(more.num, bool)
+        for i, block in enumerate(part.blocks):
+            payloads = [frame.payload(self._data) for frame in part.planes[i]]
+            first, num = block.origin[0], block.size[0]
+            numbers[first : first + num] = seeds.decode_block(context, grid, first, num, payloads)
+            there[first : first + num] = len(payloads) > 0
+        symbols = torch.from_numpy(numbers)
+        made = Seeds.from_symbols(grid, symbols, colors, shapes, more.bases, context)
+        gaussians = made.flat()
+        if not all(getattr(gaussians, name).isfinite().all() for name in FIELDS):
+            raise FormatError("is damaged: a seed's Gaussian is not finite")
+        if there.all():
+            return made
+        return gaussians[torch.from_numpy(there.repeat(made.per_seed))]
 
     def render(
         self,
@@ -395,6 +461,10 @@ class File(Index):
         if len(payloads) < 3:  # no luma yet
             quantised = quantised._replace(colors=_gray(quantised, header.steps))
         return quantize.gaussians_of(quantised, header.steps)
+
+
+def _no_gaussians(channels: int) -> Gaussians:
+    return Gaussians(*(torch.zeros(0, k) for k in (2, 3, channels)))
 
 
 def _joined(made: list[Gaussians]) -> Gaussians:

@@ -12,10 +12,12 @@ from instantgi.codec.entropy import Ints
 
 VERSION = 1
 SUM, MIXTURE, LEVEL = 0, 1, 2  # renderers, see `Renderer`
-PROFILES = ("lossless", "fast", "compact")  # by their numbers
+PROFILES = ("lossless", "fast", "compact", "seeds")  # by their numbers
 HEADER = struct.Struct("<BBBBIII")  # version, renderer, profile, channels; height, width, N
 STEPS = struct.Struct("<fBfff")  # of profiles with quantised numbers
 RENDERER = {SUM: struct.Struct("<"), MIXTURE: struct.Struct("<Bf"), LEVEL: struct.Struct("<ff")}
+SEEDS = struct.Struct("<IIHBHHHfffIB")  # see `SeedsHeader`
+RESOLUTION = struct.Struct("<I")
 SIDE = struct.Struct("<I")  # of blocks
 BLOCK = struct.Struct("<Iiiii")  # Gaussians; x and y from, x and y to, px
 MOST_CHANNELS, LONGEST_SIDE, MOST_PIXELS, MOST_GAUSSIANS = 16, 2**20, 2**33, 2**26
@@ -30,6 +32,9 @@ FARTHEST = 2**30  # px, of a box
 PER_BLOCK = 2**15  # Gaussians, about
 FULL = b"FULL"  # all numbers of a lossless file
 KINDS = (b"POSI", b"SIZE", b"LUMA", b"CHRO", b"SHAP")  # of numbers, in the order of a file
+SEED_KINDS = (b"FEAT", b"SCAL", b"OFFS")
+SEEDS_PER_BLOCK = 2**14
+NUMBERS_OF_ONE = 32  # of seeds, that count as a Gaussian
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +119,9 @@ class Header:
     """Of a part of a file; most files have one.
 
     Attributes:
-        profile: "lossless", "fast" or "compact".
+        profile: "lossless", "fast", "compact" or "seeds".
         height, width: of the picture, pixels.
-        steps: of quantised numbers; None if the profile is lossless.
+        steps: of quantised numbers; None if the profile is lossless, and seeds have others.
         renderer: how its Gaussians are drawn.
     """
 
@@ -148,10 +153,11 @@ class Header:
                 f"knows {VERSION}, 0 to {len(RENDERER) - 1} and 0 to {len(PROFILES) - 1}; upgrade "
                 "instantgi"
             )
-        expected = HEADER.size + (STEPS.size if profile else 0) + RENDERER[kind].size
+        has_steps = PROFILES[profile] in ("fast", "compact")
+        expected = HEADER.size + (STEPS.size if has_steps else 0) + RENDERER[kind].size
         if len(payload) != expected:
             raise FormatError(f"is damaged: a header of {len(payload)} bytes, not {expected}")
-        steps = Steps(*STEPS.unpack_from(payload, HEADER.size)) if profile else None
+        steps = Steps(*STEPS.unpack_from(payload, HEADER.size)) if has_steps else None
         more = RENDERER[kind].unpack(payload[expected - RENDERER[kind].size :])
         renderer = Renderer(kind, tuple(more))
         header = cls(PROFILES[profile], channels, height, width, num, steps, renderer)
@@ -167,10 +173,14 @@ class Header:
             raise error(f"holds {self.num_gaussians} Gaussians, more than {MOST_GAUSSIANS}")
         if self.steps:
             self.steps.check(error)
+        if self.profile == "seeds" and self.renderer.kind != SUM:
+            raise error("holds seeds that are not drawn as a sum")
         self.renderer.check(error)
 
     def kinds(self) -> tuple[bytes, ...]:
         """The chunks that each block has, in their order."""
+        if self.profile == "seeds":
+            return SEED_KINDS
         return kinds_of(self.channels) if self.steps else (FULL,)
 
     def lattice(self) -> tuple[int, int]:
@@ -207,6 +217,94 @@ class Block(NamedTuple):
     def is_seen(self, part: tuple[float, float, float, float] | None) -> bool:
         """Whether it may show in a part (x, y, width, height) of the picture; None is all of it."""
         return part is None or self.shown is None or self.shown.meets(*part)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedsHeader:
+    """How many numbers seeds have, and what is known of them, see `instantgi.context.Context`.
+
+    Attributes:
+        random_seed, num: of their grid.
+        features, per_seed: of each.
+        hidden: of the networks for colors, shapes and context.
+        bases: steps of features, scalings and offsets, float32.
+        longest, resolutions: of the context's hash grid.
+    """
+
+    random_seed: int
+    num: int
+    features: int
+    per_seed: int
+    hidden: tuple[int, int, int]
+    bases: tuple[float, float, float]
+    longest: int
+    resolutions: tuple[int, ...]
+
+    def pack(self) -> bytes:
+        """Raises ValueError for what the format cannot hold."""
+        self._check(ValueError)
+        numbers = (self.random_seed, self.num, self.features, self.per_seed)
+        levels = self.resolutions
+        data = SEEDS.pack(*numbers, *self.hidden, *self.bases, self.longest, len(levels))
+        return data + b"".join(RESOLUTION.pack(level) for level in levels)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> "SeedsHeader":
+        levels = payload[SEEDS.size - 1] if len(payload) >= SEEDS.size else 0
+        if len(payload) != SEEDS.size + levels * RESOLUTION.size:
+            raise FormatError("is damaged: its header of seeds has the wrong length")
+        random_seed, num, features, per_seed, *more = SEEDS.unpack_from(payload)
+        hidden, bases, longest = more[:3], more[3:6], more[6]
+        resolutions = RESOLUTION.iter_unpack(payload[SEEDS.size :])
+        header = cls(
+            random_seed,
+            num,
+            features,
+            per_seed,
+            (hidden[0], hidden[1], hidden[2]),
+            (bases[0], bases[1], bases[2]),
+            longest,
+            tuple(level for (level,) in resolutions),
+        )
+        header._check(FormatError)
+        return header
+
+    def _check(self, error: type[ValueError]) -> None:
+        limits = [
+            ("seeds", 1, MOST_GAUSSIANS, (self.num,)),
+            ("as random seed", 0, 2**32 - 1, (self.random_seed,)),
+            ("features of a seed", 1, 256, (self.features,)),
+            ("Gaussians of a seed", 1, 64, (self.per_seed,)),
+            ("hidden values", 0, 512, self.hidden),
+            ("nodes of a level", 1, 2**16, (self.longest,)),
+            ("levels of a context", 0, 16, (len(self.resolutions),)),
+            ("cells of a level", 1, 2**16, self.resolutions),
+        ]
+        for name, low, high, values in limits:
+            for value in values:
+                if not low <= value <= high:
+                    raise error(f"holds {value} {name}, outside {low} to {high}")
+        if not all(2**-16 <= base <= 2**16 for base in self.bases):
+            raise error(f"holds steps of {self.bases}, outside 2^-16 to 2^16")
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Numbers of a seed: features, scalings, offsets."""
+        return self.features, 4, 2 * self.per_seed
+
+    def weight(self, block: Block) -> int:
+        """Gaussians that take as long to decode as this block's, or as many as it has."""
+        numbers = block.size[0] * sum(self.counts)
+        return max(block.num_gaussians, numbers // NUMBERS_OF_ONE)
+
+    def blocks(self) -> list[Block]:
+        """Runs of seeds."""
+        begins = range(0, self.num, SEEDS_PER_BLOCK)
+        nums = [min(SEEDS_PER_BLOCK, self.num - begin) for begin in begins]
+        return [
+            Block(num * self.per_seed, None, (begin, 0), (num, 1))
+            for begin, num in zip(begins, nums, strict=True)
+        ]
 
 
 def side_of_blocks(header: Header) -> int:

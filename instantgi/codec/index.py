@@ -10,10 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
-from instantgi.codec.header import MIXTURE, MOST_GAUSSIANS, SUM, Block, Header, blocks_of
+from instantgi.codec.header import (
+    MIXTURE,
+    MOST_GAUSSIANS,
+    SUM,
+    Block,
+    Header,
+    SeedsHeader,
+    blocks_of,
+)
 from instantgi.files import read_bytes
 
 HEAD, PARTS, GRID, PADDING = b"HEAD", b"PART", b"GRID", b"padd"
+SEED, NETS = b"SEED", b"NETS"  # of the profile of seeds
 NUM_PARTS = struct.Struct("<B")
 MOST_PARTS = 32
 PER_BYTE = 2  # Gaussians, at most, of those whose first chunk is there
@@ -79,12 +88,19 @@ class Part:
         header, blocks: as written.
         planes: the chunks of each block that has Gaussians, as far as they are there.
         is_whole: whether all are.
+        seeds, networks: in the profile of seeds, its second header and its networks.
     """
 
     def __init__(self, header: Header, needed: list[Frame], data: bytes):
         self.header = header
-        grid = needed.pop(0).payload(data) if needed and needed[0].type == GRID else None
-        self.blocks = blocks_of(header, grid)
+        self.seeds: SeedsHeader | None = None
+        self.networks: Frame | None = None
+        if header.profile == "seeds":
+            self.seeds, self.networks = _seeds_of(header, needed, data)
+            self.blocks = self.seeds.blocks() if self.seeds and self.networks else []
+        else:
+            grid = needed.pop(0).payload(data) if needed and needed[0].type == GRID else None
+            self.blocks = blocks_of(header, grid)
         filled = [i for i, block in enumerate(self.blocks) if block.num_gaussians]
         self.planes: dict[int, list[Frame]] = {i: [] for i in filled}
         expected = ((kind, i) for kind in header.kinds() for i in filled)
@@ -97,11 +113,30 @@ class Part:
                 )
             self.planes[i].append(frame)
         self.num_planes = len(filled) * len(header.kinds())
-        self.is_whole = len(needed) == self.num_planes
+        is_empty = header.profile == "seeds" and self.networks is None
+        self.is_whole = len(needed) == self.num_planes and not is_empty
 
     def present(self) -> int:
-        """Gaussians of which something is there."""
-        return sum(self.blocks[i].num_gaussians for i, found in self.planes.items() if found)
+        """Gaussians of which something is there, or as many as take as long as what is there."""
+        present = [self.blocks[i] for i, found in self.planes.items() if found]
+        if self.seeds:
+            return sum(self.seeds.weight(block) for block in present)
+        return sum(block.num_gaussians for block in present)
+
+
+def _seeds_of(
+    header: Header, needed: list[Frame], data: bytes
+) -> tuple[SeedsHeader | None, Frame | None]:
+    """The two chunks before those of the seeds' numbers, as far as they are there."""
+    found = [needed.pop(0) for _ in needed[:2]]
+    if [frame.type for frame in found] != [SEED, NETS][: len(found)]:
+        raise FormatError("is damaged: what its seeds have in common is missing")
+    if not found:
+        return None, None
+    seeds = SeedsHeader.unpack(found[0].payload(data))
+    if seeds.num * seeds.per_seed != header.num_gaussians:
+        raise FormatError("is damaged: its seeds have another number of Gaussians")
+    return seeds, found[1] if len(found) > 1 else None
 
 
 class Index:
@@ -109,10 +144,11 @@ class Index:
 
     Attributes:
         parts: one, or the stages of a mixture, or levels from coarse to fine.
-        profile: "lossless", "fast" or "compact".
+        profile: "lossless", "fast", "compact" or "seeds".
         height, width: of the picture, pixels.
         channels, num_gaussians: how many.
-        steps: of the quantised numbers of the last part; None if the profile is lossless.
+        steps: of the quantised numbers of the last part; None if the profile is lossless
+            or seeds.
         renderer: of all parts, in its last one.
         is_whole: False for the beginning of a file.
         num_bytes: of the file.

@@ -73,8 +73,8 @@ def encode_image(
         ValueError: if the target cannot be reached; says what came closest.
     """
     target = target or Target()
-    if profile not in PROFILES:
-        raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
+    if profile not in PROFILES[:3]:
+        raise ValueError(f'profile must be one of {", ".join(PROFILES[:3])}, got "{profile}"')
     encoder = _Encoder(image, target, profile, metadata, on_progress)
     wanted = target.num_bytes
     if target.bpp is not None:
