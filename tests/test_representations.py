@@ -134,6 +134,18 @@ def test_blocks_cover_the_picture_and_hold_equal_numbers():
     assert counts.max() <= 50 and counts.min() >= 20
 
 
+def test_blocks_of_equal_columns_are_cut_along_the_other_axis():
+    scene = random_gaussians(64, 60, 90, seed=3)
+    in_columns = scene.means * torch.tensor([0.0, 1.0]) + torch.tensor([30.0, 0.0])
+    in_columns[:40, 0] = 50
+    inside = in_columns.clamp(torch.tensor([0.0, 1.0]), torch.tensor([90.0, 59.0]))
+    mixture = Mixture(Gaussians(inside, scene.cholesky, scene.colors))
+    blocks = cut_into_blocks(mixture, 60, 90, 8)
+    low, high = blocks.boxes[:, :2], blocks.boxes[:, 2:]
+    held = ((inside[:, None] >= low) & (inside[:, None] < high)).all(-1).sum(0)
+    assert held.sum() == 64 and held.max() <= 8
+
+
 def test_shells_miss_what_is_large():
     small = random_gaussians(400, 60, 90, scales=(0.4, 0.6), seed=3)
     random = torch.Generator().manual_seed(0)

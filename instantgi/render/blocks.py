@@ -53,7 +53,8 @@ class Blocks:
 def cut_into_blocks(
     mixture: Mixture, height: int, width: int, most: int, *, shell: float | None = None
 ) -> Blocks:
-    """Blocks of equal numbers of means, cut at their median, across and along by turns.
+    """Blocks of equal numbers of means, cut at their median, across and along by turns as far as
+    they differ.
 
     Args:
         height, width: of the picture, px.
@@ -76,14 +77,12 @@ def cut_into_blocks(
         if len(held) <= most:
             leaves.append(box)
             continue
-        places = means[held, axis]
-        middle = float(places.median())
-        low = places <= middle
-        if low.all() or not box[axis] < middle < box[axis + 2]:
-            # equal places, or all of them outside: another cut would hold the same
+        found = _cut(means[held], box, axis)
+        if found is None:  # equal places, or all of them outside: another cut would hold the same
             leaves.append(box)
             continue
-        cut = math.nextafter(middle, math.inf)
+        axis, cut = found
+        low = means[held, axis] < cut
         first, second = list(box), list(box)
         first[axis + 2] = second[axis] = cut
         waiting.append((_box(second), held[~low], 1 - axis))
@@ -91,6 +90,18 @@ def cut_into_blocks(
     boxes = torch.tensor(leaves, dtype=means.dtype)
     members = [_members(mixture, box, shell) for box in boxes]
     return Blocks(mixture, boxes, members)
+
+
+def _cut(means: Tensor, box: tuple[float, ...], axis: int) -> tuple[int, float] | None:
+    """Along which axis, and where about half of the means are below, if some are and some not."""
+    for along in (axis, 1 - axis):
+        places = means[:, along]
+        middle = places.median()
+        for place in (middle.nextafter(middle.new_tensor(math.inf)), middle):
+            cut, below = float(place), int((places < place).sum())
+            if 0 < below < len(means) and box[along] < cut < box[along + 2]:
+                return along, cut
+    return None
 
 
 def _box(sides: list[float]) -> tuple[float, float, float, float]:
