@@ -96,8 +96,8 @@ class SGI:
     The N / K seeds of `SeedGrid` have F features, four sizes and K offsets, of which two networks
     make K Gaussians each, see `gaussians_of`. Adam moves all of it on how far the sum is from the
     picture, plus λ times the mean number of bits of a seed's numbers. These are rounded to steps in
-    a file: during the fit noise as wide as a step stands for that, at first of `bases`, and later of
-    what `Context` makes of them, which is learned together with how probable it finds the numbers.
+    a file: during the fit noise as wide as a step stands for that, at first of `bases`, and later
+    of what `Context` makes of them, learned together with how probable it finds the numbers.
     The first levels are fitted to smaller pictures. All parameters are in pixels of the whole
     picture, so that nothing is to be done between two levels.
 
