@@ -12,9 +12,9 @@ from typing import Any
 
 PROFILES = ("compact", "fast", "lossless")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
-# of instantgi.fit, without loading it; what the last two make is for comparison only
-METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs")
-BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper")
+# of instantgi.fit, without loading it; what the last three make is for comparison only
+METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
+BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.bench, likewise
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
@@ -138,7 +138,7 @@ def _infer(commands: Any) -> None:
         help="largest side of a dithering cell in pixels; also sets the default of "
         "--num-gaussians, 0.99 / K^2 per pixel or what a network sees fit (default: %(default)s)",
     )
-    parser.set_defaults(method="instantgi")
+    parser.set_defaults(method="instantgi", rate=None)
 
 
 def _fit(commands: Any) -> None:
@@ -152,7 +152,16 @@ def _fit(commands: Any) -> None:
         default="instantgi",
         help="instantgi is ours; gaussianimage, gaussianimage-rs and lig (in two levels) start "
         "from random Gaussians and need many steps, as published 50000, or 30000 a level; imagegs "
-        "makes a normalised mixture, as published in 10000 (default: %(default)s)",
+        "makes a normalised mixture, as published in 10000; sgi makes seeds of 10 Gaussians each, "
+        "as published in 15000 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lambda",
+        dest="rate",
+        type=_positive,
+        metavar="L",
+        help="of the method sgi: what a bit costs; more makes a smaller file and a worse picture "
+        "(default: 0.001)",
     )
     parser.set_defaults(patch_size=3, start=None, checkpoint=None)
 
@@ -560,6 +569,8 @@ def _run_fits(options: argparse.Namespace) -> int:
         options.parser.error(
             "argument --num-gaussians: not allowed with --init, which has its own number"
         )
+    if options.rate is not None and options.method != "sgi":
+        options.parser.error(f"argument --lambda: not allowed with method {options.method}")
     folders = _folders(options)
     failed = False
     for image, folder in zip(options.images, folders, strict=True):

@@ -44,9 +44,9 @@ class Context:
     Means, deviations are in base steps. Level l of the grid, of resolution R, has square cells,
     R along the longer side M of the picture, and nodes (0 … ⌈R W / M⌉) x (0 … ⌈R H / M⌉) at their
     corners, n_x n_y in all. Each node has 4 signs ±1, at index i_x + i_y n_x of the level's table,
-    or where that would be longer than `longest`, at (i_x ⊕ (i_y · 2654435761 mod 2^32)) mod longest. A
-    seed at (X, Y) / 128 px is at ⌊2 R (X, Y) / M⌋ / 256 cells, and sees the signs of the four
-    corners of its cell bilinearly.
+    or where that would be longer than `longest`, at (i_x ⊕ (i_y · 2654435761 mod 2^32)) mod
+    longest. A seed at (X, Y) / 128 px is at ⌊2 R (X, Y) / M⌋ / 256 cells, and sees the signs of the
+    four corners of its cell bilinearly.
 
     Attributes:
         counts: F, 4, 2 K.
@@ -241,3 +241,13 @@ def logistic_bits(
     logs = torch.nn.functional.logsigmoid((offsets + 0.5) * narrow)
     logs = logs + torch.nn.functional.logsigmoid((0.5 - offsets) * narrow)
     return -(logs + torch.log(-torch.expm1(-narrow))) / math.log(2)
+
+
+def gaussian_bits(
+    offsets: Float[Tensor, "P D"], octaves: Float[Tensor, "P D"]
+) -> Float[Tensor, "P D"]:
+    """The same of a normal distribution, as published: no bits above 20, nor gradients there."""
+    narrow = torch.exp2(-octaves)
+    above, below = (offsets + 0.5) * narrow, (offsets - 0.5) * narrow
+    share = torch.special.ndtr(above) - torch.special.ndtr(below)
+    return -share.clamp_min(1e-6).log2()

@@ -22,6 +22,8 @@ from instantgi.codec import Metadata, encode, open_file
 from instantgi.codec.index import software
 from instantgi.files import replace_on_success
 from instantgi.fit import (
+    SGI,
+    Fitter,
     Progress,
     default_count,
     fit_image,
@@ -35,7 +37,7 @@ from instantgi.images import flatten_alpha, read_image, read_metadata, to_8bit, 
 from instantgi.metrics import bits_per_pixel, ms_ssim, psnr_of_levels
 from instantgi.native import choose_device
 from instantgi.render.draw import draw
-from instantgi.representations import Representation, flat
+from instantgi.representations import Representation, Seeds, flat
 
 GAUSSIANS, REPORT, SNAPSHOT = "gaussians.gi", "report.json", "snapshot.gi"
 RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
@@ -65,6 +67,7 @@ class Recipe:
         background: a color of CSS to lay the picture over; None keeps opacity as a fourth channel.
         seed: of methods that draw random numbers.
         device: "cpu", "cuda", or "auto", see `instantgi.native.choose_device`.
+        rate: of the method "sgi", see `instantgi.fit.SGI`; None for its own.
     """
 
     method: str = "instantgi"
@@ -79,10 +82,16 @@ class Recipe:
     background: str | None = None
     seed: int = 0
     device: str = "auto"
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(f'start must be one of {", ".join(STARTS)}, got "{self.start}"')
+        if self.rate is not None and self.method != "sgi":
+            raise ValueError(f'rate is of the method "sgi", got "{self.method}"')
+
+    def make_fitter(self) -> Fitter[Any]:
+        return make_fitter(self.method) if self.rate is None else SGI(rate=self.rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +154,7 @@ def run_stages(
         image,
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
-        method=network_fit(expected_steps(*limits)) if "network" in names else recipe.method,
+        method=network_fit(expected_steps(*limits)) if "network" in names else recipe.make_fitter(),
         num_gaussians=_wanted(image, recipe, stage),
         iterations=recipe.iterations,
         seconds=recipe.seconds,
@@ -213,7 +222,7 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
         gaussians = solve_colors(gaussians, image, SOLVE_ITERATIONS)
         yield _timed("colors", began, gaussians)
     else:
-        fitter = make_fitter(recipe.method)
+        fitter = recipe.make_fitter()
         fitter.start(image, None, num, recipe.seed)
         gaussians = fitter.gaussians()
         yield _timed("random", began, gaussians)
@@ -246,7 +255,9 @@ def _load_start(path: str, image: Tensor) -> Representation:
 
 
 def _save(path: Path, gaussians: Representation, size: tuple[int, int], metadata: Metadata) -> None:
-    data = encode(gaussians.to("cpu"), *size, profile="lossless", metadata=metadata)
+    is_short = isinstance(gaussians, Seeds) and gaussians.context is not None
+    profile = "seeds" if is_short else "lossless"
+    data = encode(gaussians.to("cpu"), *size, profile=profile, metadata=metadata)
     with replace_on_success(path) as partial:
         partial.write_bytes(data)
 

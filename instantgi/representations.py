@@ -191,8 +191,9 @@ class Seeds:
             raise ValueError(f"networks of {size} features have as many inputs")
         if (self.bases is None) != (self.context is None):
             raise ValueError("seeds that are rounded have bases and a context, others have neither")
-        if self.bases and torch.tensor(self.bases).tolist() != list(self.bases):
-            raise ValueError(f"bases must be numbers that float32 holds, got {self.bases}")
+        if self.bases is not None:  # as files hold them
+            bases = torch.tensor(self.bases, dtype=torch.float32).tolist()
+            object.__setattr__(self, "bases", tuple(bases))
         if self.context is not None and self.context.counts != (size, 4, 2 * per_seed):
             raise ValueError(f"the context is of {self.context.counts} numbers, not of these")
 

@@ -273,8 +273,8 @@ class SeedsHeader:
         limits = [
             ("seeds", 1, MOST_GAUSSIANS, (self.num,)),
             ("as random seed", 0, 2**32 - 1, (self.random_seed,)),
-            ("features of a seed", 1, 256, (self.features,)),
-            ("Gaussians of a seed", 1, 64, (self.per_seed,)),
+            ("features of a seed", 1, 255, (self.features,)),
+            ("Gaussians of a seed", 1, 255, (self.per_seed,)),
             ("hidden values", 0, 512, self.hidden),
             ("nodes of a level", 1, 2**16, (self.longest,)),
             ("levels of a context", 0, 16, (len(self.resolutions),)),

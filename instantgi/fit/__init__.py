@@ -9,6 +9,7 @@ from instantgi.fit.imagegs import ImageGS
 from instantgi.fit.lig import LIG
 from instantgi.fit.local_adam import LocalAdam
 from instantgi.fit.loop import Fitter, Progress, fit_image
+from instantgi.fit.sgi import SGI
 from instantgi.fit.start import default_count, heuristic_start
 
 METHODS: dict[str, Callable[[], Fitter[Any]]] = {
@@ -17,9 +18,11 @@ METHODS: dict[str, Callable[[], Fitter[Any]]] = {
     "gaussianimage-rs": lambda: GaussianImage("rs"),
     "lig": LIG,
     "imagegs": ImageGS,
+    "sgi": SGI,
     # as published, with what is wrong there: for comparison only, no file can hold some of them
     "lig-paper": lambda: LIG(paper=True),
     "imagegs-paper": lambda: ImageGS(paper=True),
+    "sgi-paper": lambda: SGI(paper=True),
 }
 
 
@@ -42,6 +45,7 @@ __all__ = [
     "LocalAdam",
     "METHODS",
     "Progress",
+    "SGI",
     "default_count",
     "fit_image",
     "heuristic_start",

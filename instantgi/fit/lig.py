@@ -107,12 +107,7 @@ class LIG:
         self.scale = factor * (self.high - self.low) ** 2
         self.lost = self.image.new_zeros((), dtype=torch.float64)
         if index < last:
-            average = target if index == 0 else area_average(self.image, height, width)
-            whole = (self.image.shape[1], self.image.shape[2])
-            for rows in _bands(self.image):
-                size = rows.stop - rows.start, self.image.shape[2]
-                kept = interpolate(average, whole, *size, (0.0, float(rows.start)))
-                self.lost += (self.image[:, rows] - kept).square().sum(dtype=torch.float64)
+            self.lost = lost_by(self.image, height, width)
         self.target = target if self.paper else to_blocks(target)
         num = self.counts[index]
         if given is None:
@@ -219,6 +214,17 @@ def area_average(image: Tensor, height: int, width: int) -> Tensor:
     if image.shape[1:] == (height, width):
         return image.clone()
     return torch.nn.functional.interpolate(image[None], (height, width), mode="area")[0]
+
+
+def lost_by(image: Tensor, height: int, width: int) -> Tensor:
+    """Sum of squared errors of the picture averaged over so many pixels, enlarged again."""
+    average, whole = area_average(image, height, width), (image.shape[1], image.shape[2])
+    lost = image.new_zeros((), dtype=torch.float64)
+    for rows in _bands(image):
+        size = rows.stop - rows.start, image.shape[2]
+        kept = interpolate(average, whole, *size, (0.0, float(rows.start)))
+        lost += (image[:, rows] - kept).square().sum(dtype=torch.float64)
+    return lost
 
 
 def cholesky_of(covariances: Tensor) -> Tensor:

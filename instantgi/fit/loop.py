@@ -78,8 +78,8 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
     Args:
         image: in [0, 1], any number of channels.
         init: where to start; by default the method's own start with `num_gaussians`.
-        method: a name of `instantgi.fit.METHODS`, or a `Fitter`. "lig" makes `Levels` and
-            "imagegs" a `Mixture`, all others Gaussians whose picture is their sum.
+        method: a name of `instantgi.fit.METHODS`, or a `Fitter`. "lig" makes `Levels`, "imagegs"
+            a `Mixture` and "sgi" `Seeds`, all others Gaussians whose picture is their sum.
         num_gaussians: by default 0.11 per pixel, or those of `init`, which only "imagegs" lets grow
             to more; an upper limit for "instantgi".
         iterations: steps, each one forward and one backward pass; by default 300 unless

@@ -27,9 +27,10 @@ class SeedGrid:
         X = ⌊(512 i + 2 (h(n, 0) mod 256) + 1) W / (8 g_x)⌋,
         Y = ⌊(512 j + 2 (⌊h(n, 0) / 256⌋ mod 256) + 1) H / (8 g_y)⌋,
 
-    x = (2 X + 1) / 128 px, y = (2 Y + 1) / 128 px. h(n, d) = mix((2 n + d) G + mix(seed + G)) with
-    the random seed and G = 0x9E3779B97F4A7C15, modulo 2^64, where mix(z) is z ← (z ⊕ z≫30) 0xBF58476D1CE4E5B9,
-    z ← (z ⊕ z≫27) 0x94D049BB133111EB, z ⊕ z≫31 (splitmix64: Steele, Lea and Flood, 2014).
+    x = (2 X + 1) / 128 px, y = (2 Y + 1) / 128 px. Modulo 2^64,
+    h(n, d) = mix((2 n + d) G + mix(random_seed + G)) with G = 0x9E3779B97F4A7C15, where mix(z) is
+    z ← (z ⊕ z≫30) 0xBF58476D1CE4E5B9, then z ← (z ⊕ z≫27) 0x94D049BB133111EB, then z ⊕ z≫31
+    (splitmix64: Steele, Lea and Flood, 2014).
 
     Raises:
         ValueError: if a number is out of range.

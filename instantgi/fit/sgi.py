@@ -1,0 +1,474 @@
+"""SGI, Structured Gaussian Image (CVPR 2026): seeds whose numbers are learned to be short."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from instantgi.context import (
+    PER_NODE,
+    Context,
+    gaussian_bits,
+    logistic_bits,
+    num_nodes,
+    steps_of,
+    straight,
+    to_grid,
+)
+from instantgi.fit.lig import lost_by
+from instantgi.fit.replay import SORT_EVERY
+from instantgi.gaussians import Gaussians
+from instantgi.points.seeds import SeedGrid
+from instantgi.render.ops import (
+    PARAMETERS,
+    order_by_place,
+    rasterize_error,
+    rasterize_error_backward,
+    to_blocks,
+)
+from instantgi.representations import Representation, Seeds
+from instantgi.seeds import CHUNK, Perceptron, gaussians_of, joined
+
+SHARES = {1: (1.0,), 2: (0.6, 1.0), 3: (0.2, 0.6, 1.0), 4: (0.1, 0.3, 0.6, 1.0)}  # ends of levels
+NETWORK_BITS = 10  # of the fraction of the weights that make Gaussians
+FEWEST_PIXELS = 8  # of a side of a level
+QUIET, QUIET_LEVEL = 0.02, 0.04  # of a fit: without noise at the beginning, and of other levels
+FEWEST_PLACED = 256  # seeds; fewer are coded without a hash grid
+SAMPLED, FEWEST_SAMPLED = 0.05, 2**14  # of the seeds whose bits a step looks at
+SMALLEST = 1e-3  # px, of a size that the paper's rounding makes 0
+PUBLISHED_GRID = (18, 24, 33, 44, 59, 80, 108, 148, 201, 275, 376, 514)
+LONGEST = 2**13
+NAMES = ("features", "scalings", "offsets", "colors", "shapes", "context")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the paper and we choose differently.
+
+    Attributes:
+        rates: of Adam, by `NAMES`, at the start.
+        last_rates: what an exponential decay reaches at the end of the fit; None for constant rates
+            that fall linearly to a fiftieth in the last two fifths.
+        betas: of Adam.
+        bases: steps of features, sizes and offsets; sizes are in px if `linear`, else logarithms.
+        loss: weight of the mean square and of the mean absolute difference.
+        context_from: share of the fit after which the context is learned and steps change.
+        rounded_from: share after which numbers are rounded and not noisy.
+    """
+
+    rates: tuple[float, ...]
+    last_rates: tuple[float, ...] | None
+    betas: tuple[float, float]
+    bases: tuple[float, float, float]
+    linear: bool
+    loss: tuple[float, float]
+    context_from: float
+    rounded_from: float
+
+
+PAPER = Recipe(
+    rates=(0.0075, 0.007, 0.01, 0.008, 0.004, 0.005),
+    # the horizon of the decay is twice the fit: geometric means of the ends
+    last_rates=(0.0075, 0.007, 1e-3, 6.3e-4, 0.004, 2.2e-4),
+    betas=(0.9, 0.999),
+    bases=(1.0, 1.0, 0.2),
+    linear=True,
+    loss=(0.0, 1.0),
+    context_from=0.8,
+    rounded_from=1.0,
+)
+OURS = Recipe(
+    rates=(0.0375, 0.035, 0.05, 0.02, 0.01, 0.005),
+    last_rates=None,
+    betas=(0.9, 0.99),
+    bases=(0.25, 0.05, 0.05),
+    linear=False,
+    loss=(5.0, 0.0),  # of a gradient like that of the absolute difference where that is 0.1
+    context_from=0.2,
+    rounded_from=0.95,
+)
+
+
+class SGI:
+    """Seeds that do not move, each the root of some Gaussians, fitted and made short at once.
+
+    The N / K seeds of `SeedGrid` have F features, four sizes and K offsets, of which two networks
+    make K Gaussians each, see `gaussians_of`. Adam moves all of it on how far the sum is from the
+    picture, plus λ times the mean number of bits of a seed's numbers. These are rounded to steps in
+    a file: during the fit noise as wide as a step stands for that, at first of `bases`, and later
+    of what `Context` makes of them, learned together with how probable it finds the numbers.
+    The first levels are fitted to smaller pictures. All parameters are in pixels of the whole
+    picture, so that nothing is to be done between two levels.
+
+    `paper`: what is published, on our exact kernels: sizes are rounded in pixels, to whole ones at
+    first, all Gaussians of a seed start at its place, the context is normal and comes in the last
+    fifth of the fit, the loss is the mean absolute difference. As in ours a context gives powers of
+    √√2 of steps, cells of the hash grid are square, scales are exponentials, and seeds are not
+    dropped; no file holds sizes rounded like that. Ours: see `Recipe`; a seed's Gaussians start all
+    over its cell, and in the last twentieth of the fit numbers and networks are rounded, which
+    gradients do not see.
+
+    Args:
+        levels: 1 to 4; fewer in small pictures.
+        rate: λ; 0 rounds nothing, and is for comparison.
+        features: F; by default 24, of the paper 50.
+        per_seed: K.
+        paper: see above.
+    """
+
+    def __init__(
+        self,
+        levels: int = 3,
+        *,
+        rate: float = 0.001,
+        features: int | None = None,
+        per_seed: int = 10,
+        paper: bool = False,
+    ):
+        features = (50 if paper else 24) if features is None else features
+        for name, value, low, high in (
+            ("levels", levels, 1, 4),
+            ("features", features, 1, 255),
+            ("per_seed", per_seed, 1, 255),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate must be a number of at least 0, got {rate}")
+        self.num_levels, self.rate, self.paper = levels, rate, paper
+        self.num_features, self.per_seed = features, per_seed
+        self.recipe = PAPER if paper else OURS
+
+    def start(
+        self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
+    ) -> None:
+        self.image = image.detach().float()
+        self.random = torch.Generator().manual_seed(seed)  # of the start, on every device alike
+        self.noise = torch.Generator(image.device).manual_seed(seed)
+        self.bases, self.bits = self.recipe.bases, math.nan
+        levels = self.num_levels
+        while levels > 1 and min(image.shape[1:]) >> (levels - 1) < FEWEST_PIXELS:
+            levels -= 1
+        self.shares = SHARES[levels]
+        if init is None:
+            num = -(-num_gaussians // self.per_seed)
+            self.grid = SeedGrid(num, image.shape[1], image.shape[2], seed % 2**32)
+            parameters = self._random_parameters()
+        else:
+            parameters = self._parameters_of(init)
+        self.points = self.grid.points.to(image.device)
+        counts = torch.tensor(self.counts)
+        self.kinds = torch.arange(3).repeat_interleave(counts).to(image.device)
+        self.iteration, self.level, self.context = 0, -1, None
+        numbers, self.colors, self.shapes = parameters
+        self.features, self.scalings, self.offsets = (
+            part.to(self.image).clone().requires_grad_() for part in numbers
+        )
+        self.colors, self.shapes = (
+            network.map(lambda part: part.to(self.image).clone().requires_grad_())
+            for network in (self.colors, self.shapes)
+        )
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": group}
+                for group in (
+                    [self.features],
+                    [self.scalings],
+                    [self.offsets],
+                    [*self.colors.tensors],
+                    [*self.shapes.tensors],
+                )
+            ],
+            betas=self.recipe.betas,
+            eps=1e-15,
+            fused=True,
+        )
+        self._set_level(0.0)
+        if isinstance(init, Seeds) and init.context is not None and self.rate > 0:
+            # signs that a few steps can turn
+            self._learn(init.context.map(lambda part: part.to(self.image)), 1e-3)
+
+    def step(self, progress: float) -> Tensor:
+        self._set_level(progress)
+        if self.context is None and self.rate > 0 and progress >= self.recipe.context_from:
+            self._learn(self._first_context(), 1e-4)
+        self._set_rates(progress)
+        is_rounded = self.rate > 0 and progress >= self.recipe.rounded_from
+        numbers = self._numbers()
+        noisy, outputs, gradients = self._values(numbers, progress, is_rounded)
+        networks = self.colors, self.shapes
+        if is_rounded:
+            networks = [each.map(lambda part: straight(part, rounded)) for each in networks]
+        values = noisy.detach().requires_grad_()
+        colors, shapes = (each.map(lambda t: t.detach().requires_grad_()) for each in networks)
+        squares = self._draw(values, colors, shapes)
+        assert values.grad is not None
+        tensors = [part for each in networks for part in each.tensors]
+        tensor_gradients = [part.grad for each in (colors, shapes) for part in each.tensors]
+        self.optimizer.zero_grad()
+        torch.autograd.backward(
+            [noisy, *tensors, *outputs],
+            [values.grad, *tensor_gradients, *(each(values.grad) for each in gradients)],
+        )
+        self.optimizer.step()
+        self.iteration += 1
+        factor = self.image[0].numel() / (self.size[0] * self.size[1])
+        return self.lost + squares * factor
+
+    def gaussians(self) -> Seeds:
+        """Rounded as a file has them, unless λ is 0."""
+        numbers = self._numbers().detach()
+        networks = [each.map(lambda t: t.detach().clone()) for each in (self.colors, self.shapes)]
+        if self.rate == 0:
+            return self._seeds(numbers, networks)
+        networks = [each.map(rounded) for each in networks]
+        context = self._constant() if self.context is None else self._context()
+        context = context.map(lambda part: part.detach().clone())
+        bases = self._single(self.bases)
+        steps = steps_of(bases, context.integers(self.grid)[2])[:, self.kinds]
+        symbols = (numbers.double() / steps).round().long()
+        if self.paper:
+            return self._seeds((symbols * steps).float(), networks)
+        return Seeds.from_symbols(self.grid, symbols, *networks, bases, context)
+
+    # --- the start -------------------------------------------------------------------------------
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return self.num_features, 4, 2 * self.per_seed
+
+    def _random_parameters(self) -> tuple[tuple[Tensor, Tensor, Tensor], Perceptron, Perceptron]:
+        num, size, per_seed = self.grid.num, self.num_features, self.per_seed
+        channels, cell = len(self.image), self.grid.cell
+        offsets = torch.zeros(num, per_seed, 2)
+        if self.paper:
+            coarsest = 2 ** (len(self.shares) - 1)
+            scaling = min(max(math.log(cell / coarsest), 1e-4), 0.5) + math.log(coarsest)
+        else:
+            offsets += SeedGrid(per_seed, 1000, 1000).points / 1000 - 0.5
+            scaling = math.log(cell)
+        scalings = torch.full((num, 4), scaling)
+        xavier = 0.01 * math.sqrt(6 / (2 * size)), 0.01 * math.sqrt(6 / (size * (1 + per_seed)))
+        colors = Perceptron(
+            self._even(xavier[0], size, size),
+            torch.zeros(size),
+            self._even(xavier[1], size, channels * per_seed),
+            torch.zeros(channels * per_seed),
+        )
+        bound = size**-0.5
+        sizes = (size, size), (size,), (size, 3 * per_seed), (3 * per_seed,)
+        shapes = Perceptron(*(self._even(bound, *each) for each in sizes))
+        return (torch.zeros(num, size), scalings, offsets), colors, shapes
+
+    def _even(self, bound: float, *size: int) -> Tensor:
+        """Evenly distributed within ±bound."""
+        return torch.empty(size).uniform_(-bound, bound, generator=self.random)
+
+    def _parameters_of(
+        self, init: Representation
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Perceptron, Perceptron]:
+        """From seeds; they go on at full size."""
+        if not isinstance(init, Seeds):
+            raise ValueError("sgi starts from seeds, not from other Gaussians")
+        height, width = self.image.shape[1:]
+        if (init.height, init.width) != (height, width):
+            raise ValueError(
+                f"init is of {init.width}x{init.height} pixels, the image of {width}x{height}"
+            )
+        init = init.detach()
+        self.grid, self.shares = init.grid, SHARES[1]
+        self.num_features, self.per_seed = init.features.shape[1], init.per_seed
+        self.bases = self.bases if init.bases is None else init.bases
+        return (init.features, init.scalings, init.offsets), init.colors, init.shapes
+
+    # --- levels and rates ------------------------------------------------------------------------
+
+    def _set_level(self, progress: float) -> None:
+        level = next(
+            (i for i, end in enumerate(self.shares) if progress < end), len(self.shares) - 1
+        )
+        if level == self.level:
+            return
+        self.level, self.began = level, progress
+        shift = len(self.shares) - 1 - level
+        height, width = self.image.shape[1:]
+        self.size = max(1, round(height / 2**shift)), max(1, round(width / 2**shift))
+        target, self.lost = self.image, self.image.new_zeros((), dtype=torch.float64)
+        if shift:
+            target = torch.nn.functional.interpolate(
+                self.image[None], self.size, mode="bicubic", antialias=True, align_corners=False
+            )[0]
+            self.lost = lost_by(self.image, *self.size)
+        self.target, self.order = to_blocks(target), None
+
+    def _set_rates(self, progress: float) -> None:
+        recipe = self.recipe
+        slow = max(0.02, min(1.0, (1 - progress) / 0.4))
+        for index, group in enumerate(self.optimizer.param_groups):
+            first = recipe.rates[index]
+            last = recipe.last_rates and recipe.last_rates[index]
+            group["lr"] = first * (last / first) ** progress if last else first * slow
+
+    # --- numbers and their bits ------------------------------------------------------------------
+
+    def _numbers(self) -> Tensor:
+        """Of each seed, as they are rounded."""
+        scalings = self.scalings.exp() if self.recipe.linear else self.scalings
+        return torch.cat([self.features, scalings, self.offsets.flatten(1)], 1)
+
+    def _seeds(self, numbers: Tensor, networks: list[Perceptron]) -> Seeds:
+        features, sizes, offsets = numbers.split(self.counts, 1)
+        if self.recipe.linear:
+            sizes = sizes.clamp_min(SMALLEST).log()
+        offsets = offsets.reshape(self.grid.num, self.per_seed, 2)
+        return Seeds(self.grid, features.clone(), sizes.clone(), offsets.clone(), *networks)
+
+    def _single(self, bases: tuple[float, float, float]) -> tuple[float, float, float]:
+        """As float32 has them."""
+        features, sizes, offsets = torch.tensor(bases, dtype=torch.float32).tolist()
+        return features, sizes, offsets
+
+    def _values(self, numbers: Tensor, progress: float, is_rounded: bool):
+        """Numbers as a file may have them; other outputs that get gradients, and functions that
+        make these of the gradient of the numbers."""
+        bases = torch.tensor(self.bases, device=numbers.device)[self.kinds]
+        if self.context is None:
+            is_quiet = progress < (QUIET if self.level == 0 else self.began + QUIET_LEVEL)
+            if is_quiet or self.rate == 0:
+                return numbers, [], []
+            return self._blurred(numbers, bases, is_rounded)[0], [], []
+        context, num = self._context(), self.grid.num
+        count = max(FEWEST_SAMPLED, int(SAMPLED * num))
+        which: Tensor | slice = slice(None)
+        steps = None
+        if count < num:  # steps of all seeds, but gradients and bits of some
+            which = torch.randint(num, (count,), generator=self.noise, device=numbers.device)
+            with torch.no_grad():
+                chunks = (slice(i, i + CHUNK) for i in range(0, num, CHUNK))
+                turns = torch.cat([context.floats(self.grid, chunk)[2] for chunk in chunks])
+                steps = bases * torch.exp2(turns / 4)[:, self.kinds]
+        means, octaves, turns = context.floats(self.grid, which)
+        turns = (turns.detach() if is_rounded else turns)[:, self.kinds]
+        seen = bases * torch.exp2(turns / 4)
+        values, noise = self._blurred(
+            numbers, seen.detach() if steps is None else steps, is_rounded
+        )
+        bits = self._bits((values[which] - means * bases) / seen, octaves - turns / 4).mean()
+        self.bits = bits.detach()
+        outputs, gradients = [self.rate * bits], [lambda gradient: None]
+        if noise is not None:
+            outputs.append(seen)
+            share = num / len(seen)  # of a mean over some, against the picture's of all
+            gradients.append(lambda gradient: share * (gradient * noise)[which])
+        return values, outputs, gradients
+
+    def _blurred(
+        self, numbers: Tensor, steps: Tensor, is_rounded: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Numbers rounded to their steps, or with noise as wide as these, and the noise."""
+        if is_rounded:
+            return straight(numbers, lambda value: (value / steps).round() * steps), None
+        noise = torch.rand(numbers.shape, generator=self.noise, device=numbers.device) - 0.5
+        return numbers + noise * steps, noise
+
+    def _bits(self, offsets: Tensor, octaves: Tensor) -> Tensor:
+        return (gaussian_bits if self.paper else logistic_bits)(offsets, octaves)
+
+    # --- the context -----------------------------------------------------------------------------
+
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """Means of all numbers, and log2 of their deviations, in base steps."""
+        bases = torch.tensor(self.bases, device=self.kinds.device)[self.kinds]
+        numbers = self._numbers().detach() / bases
+        # a logistic distribution deviates by 1.8 of its scale; one step is not less than 0.3
+        return numbers.mean(0), (0.55 * (numbers.std(0, correction=0) + 0.2)).log2()
+
+    def _constant(self) -> Context:
+        return Context.constant(self.counts, *self._spread())
+
+    def _first_context(self) -> Context:
+        """That knows nothing yet but means and deviations."""
+        constant, num = self._constant(), self.grid.num
+        if num < FEWEST_PLACED:
+            return constant
+        resolutions, hidden = PUBLISHED_GRID, 100
+        if not self.paper:
+            finest = min(514, max(self.grid.rows, self.grid.columns) / 2)
+            resolutions = {round(2 * (finest / 2) ** (level / 11)) for level in range(12)}
+            hidden = min(100, max(8, round(num**0.5 / 4)))
+        resolutions = tuple(sorted(resolutions))
+        inputs = PER_NODE * len(resolutions)
+        biases = constant.network.biases2
+        network = Perceptron(
+            self._even(inputs**-0.5, inputs, hidden),
+            self._even(inputs**-0.5, hidden),
+            self._even(0.3 * hidden**-0.5, hidden, len(biases)),
+            biases,
+        )
+        signs = self._even(1.0, num_nodes(self.grid, resolutions, LONGEST), PER_NODE).sign()
+        context = Context(self.counts, resolutions, LONGEST, signs, network)
+        return context.map(lambda part: part.to(self.image))
+
+    def _learn(self, context: Context, weight: float) -> None:
+        """Makes parameters of a context; those of its signs are within ± weight at first."""
+        even = self._even(weight, *context.signs.shape).abs().to(context.signs)
+        raw = dataclasses.replace(context, signs=context.signs * even)
+        self.context = raw.map(lambda part: part.clone().requires_grad_())
+        tensors = [self.context.signs, *self.context.network.tensors]
+        self.optimizer.add_param_group({"params": [part for part in tensors if part.numel()]})
+
+    def _context(self) -> Context:
+        """Binary and rounded, as a file has it; gradients do not see that."""
+        assert self.context is not None
+        signs = straight(self.context.signs, lambda raw: torch.where(raw >= 0, 1.0, -1.0))
+        network = self.context.network.map(lambda part: straight(part, to_grid))
+        return dataclasses.replace(self.context, signs=signs, network=network)
+
+    # --- the picture -----------------------------------------------------------------------------
+
+    def _draw(self, values: Tensor, colors: Perceptron, shapes: Perceptron) -> Tensor:
+        """The sum of squared errors; gradients go to what is given.
+
+        The Gaussians of many seeds are made twice, so that no more is kept of them than of some.
+        """
+        chunks = [slice(i, i + CHUNK) for i in range(0, self.grid.num, CHUNK)]
+        is_large = len(chunks) > 1
+        with torch.set_grad_enabled(not is_large):
+            parts = [self._made(values, chunk, colors, shapes) for chunk in chunks]
+        made = joined(parts).detach()
+        scene = made.means, made.cholesky, made.colors
+        if self.order is None or self.iteration % SORT_EVERY == 0:
+            self.order = order_by_place(made.means, *self.size)
+        residual, squares = rasterize_error(*scene, self.target, *self.size, False, self.order)
+        square, absolute = self.recipe.loss
+        scale = (2 * square or absolute) / (len(self.image) * self.size[0] * self.size[1])
+        if absolute:
+            residual.sign_()
+        geometry, of_colors = rasterize_error_backward(
+            residual, *scene, *self.size, scale, PARAMETERS, self.order
+        )
+        gradients = geometry[:, :2].contiguous(), geometry[:, 2:].contiguous(), of_colors
+        for index, chunk in enumerate(chunks):
+            part = self._made(values, chunk, colors, shapes) if is_large else parts[index]
+            begin = index * CHUNK * self.per_seed
+            rows = slice(begin, begin + len(part))
+            torch.autograd.backward(
+                [part.means, part.cholesky, part.colors], [each[rows] for each in gradients]
+            )
+        return squares
+
+    def _made(
+        self, values: Tensor, chunk: slice, colors: Perceptron, shapes: Perceptron
+    ) -> Gaussians:
+        """In pixels of the level."""
+        features, sizes, offsets = values[chunk].split(self.counts, 1)
+        sizes = sizes if self.recipe.linear else sizes.exp()
+        offsets = offsets.reshape(len(features), self.per_seed, 2)
+        made = gaussians_of(self.points[chunk], features, offsets, sizes, colors, shapes)
+        return made.scaled(self.size[1] / self.grid.width, self.size[0] / self.grid.height)
+
+
+def rounded(weights: Tensor) -> Tensor:
+    """As files hold the weights of networks that make Gaussians: multiples of 2⁻¹⁰."""
+    return (weights * 2**NETWORK_BITS).round() / 2**NETWORK_BITS
