@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-PROFILES = ("compact", "fast", "lossless")  # of instantgi.codec, without loading it
+PROFILES = ("compact", "fast", "lossless", "seeds")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 # of instantgi.fit, without loading it; what the last three make is for comparison only
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
@@ -304,8 +304,8 @@ def _encode(commands: Any) -> None:
         "--profile",
         choices=PROFILES,
         default="compact",
-        help="compact is entropy coded, fast has numbers of fixed length, lossless is float32 "
-        "(default: %(default)s)",
+        help="compact is entropy coded, fast has numbers of fixed length, lossless is float32, "
+        "seeds are what method sgi makes (default: %(default)s)",
     )
     add(
         "--background",

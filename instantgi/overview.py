@@ -111,7 +111,7 @@ def _caption(report: dict[str, Any]) -> list[str]:
     ]
     if end["ms_ssim"] is not None:
         parts.append(f"MS-SSIM {end['ms_ssim']:.4f}")
-    return [*parts, f"{report['bytes']:,} bytes of a lossless file"]
+    return [*parts, f"{report['bytes']:,} bytes of gaussians.gi"]
 
 
 def _decibels(stage: dict[str, Any]) -> str:

@@ -12,13 +12,14 @@ from torch import Tensor
 from instantgi.codec.file import Metadata, encode, encode_quantised, open_file
 from instantgi.codec.header import PROFILES, Steps
 from instantgi.codec.refit import ITERATIONS, RateAware, fit_quantised, worth_their_bits
-from instantgi.fit import LocalAdam, Progress, fit_image
+from instantgi.fit import SGI, Fitter, LocalAdam, Progress, fit_image
+from instantgi.fit.sgi import RATE
 from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr as psnr_of
 
 # bits of a Gaussian in three channels at the usual steps; lossless: 32 of each number
-BITS = {"compact": 37.0, "fast": 66.0}
-SLOPE = -0.3  # of log2 of the bytes over octaves of the steps, about
+BITS = {"compact": 37.0, "fast": 66.0, "seeds": 14.0}
+SLOPE = -0.3  # of log2 of the bytes over octaves of the steps, about, or of λ
 CLOSE_BYTES, CLOSE_DB = 0.01, 0.05  # aimed at while there is time
 PROMISED_BYTES, PROMISED_DB = 0.02, 0.1  # kept even if it takes a little longer
 TRIES = 9
@@ -66,15 +67,15 @@ def encode_image(
     """The file of a picture: fitted, quantised, fitted to that, coded.
 
     Args:
-        profile: "compact", "fast" or "lossless", see `encode`.
+        profile: see `encode`; "seeds" fits seeds, whose λ takes the place of steps.
         on_progress: called in the fits before quantising.
 
     Raises:
         ValueError: if the target cannot be reached; says what came closest.
     """
     target = target or Target()
-    if profile not in PROFILES[:3]:
-        raise ValueError(f'profile must be one of {", ".join(PROFILES[:3])}, got "{profile}"')
+    if profile not in PROFILES:
+        raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
     encoder = _Encoder(image, target, profile, metadata, on_progress)
     wanted = target.num_bytes
     if target.bpp is not None:
@@ -101,8 +102,10 @@ class _Encoder:
         self.metadata, self.on_progress = metadata, on_progress
         self.size = image.shape[1:]
         pixels = math.prod(self.size)
-        self.usual, self.most = max(2, round(0.008 * pixels)), max(2, pixels // 2)
-        self.fits: dict[int, Gaussians] = {}
+        usual = 0.008 if profile != "seeds" else 0.02
+        self.usual, self.most = max(2, round(usual * pixels)), max(2, pixels // 2)
+        self.fewest = 2 if profile != "seeds" else SGI().per_seed
+        self.fits: dict[tuple[int, float], Any] = {}
         self.began, self.slowest = time.perf_counter(), 0.0
 
     def left(self) -> float:
@@ -126,14 +129,20 @@ class _Encoder:
         return BITS[self.profile] * numbers / 8 if self.profile in BITS else 32.0 * numbers
 
     def encode(self, num: int, octaves: float = 0.0) -> bytes:
-        """With so many Gaussians and steps so many octaves above the usual ones."""
-        gaussians, (height, width) = self._fit(num), self.size
+        """With so many Gaussians and steps, or a λ, so many octaves above the usual ones."""
+        height, width = self.size
+        factor = 2 ** min(max(octaves, -20.0), 20.0)
+        usual = Steps.for_density(num / math.prod(self.size))
+        if self.profile == "seeds":
+            began = time.perf_counter()
+            made = self._fit((num, factor), SGI(rate=RATE * factor))
+            self.slowest = max(self.slowest, time.perf_counter() - began)
+            return encode(made, height, width, profile="seeds", metadata=self.metadata)
         if self.profile == "lossless":
-            return encode(gaussians, height, width, profile="lossless", metadata=self.metadata)
-        began = time.perf_counter()
-        steps = Steps.for_density(num / math.prod(self.size)).scaled(
-            2 ** min(max(octaves, -20.0), 20.0)
-        )
+            made = self._fit((num, 1.0), LocalAdam())
+            return encode(made, height, width, profile="lossless", metadata=self.metadata)
+        gaussians: Gaussians = self._fit((num, 1.0), RateAware(usual))
+        began, steps = time.perf_counter(), usual.scaled(factor)
         if self.target.num_gaussians is None:
             gaussians = worth_their_bits(gaussians, steps)
         quantised = fit_quantised(self.image, gaussians, steps, self._refits())
@@ -141,11 +150,8 @@ class _Encoder:
         self.slowest = max(self.slowest, time.perf_counter() - began)
         return data
 
-    def _fit(self, num: int) -> Gaussians:
-        if num not in self.fits:
-            method = LocalAdam()
-            if self.profile != "lossless":
-                method = RateAware(Steps.for_density(num / math.prod(self.size)))
+    def _fit(self, key: tuple[int, float], method: Fitter[Any]) -> Any:
+        if key not in self.fits:
             limits: dict[str, Any] = {"iterations": self.target.iterations}
             if self.target.seconds is not None:
                 limits["seconds"] = max(0.0, SHARE * self.left())
@@ -157,11 +163,11 @@ class _Encoder:
                 if self.on_progress:
                     self.on_progress(progress)
 
-            self.fits[num] = fit_image(
-                self.image, num_gaussians=num, method=method, on_progress=look, **limits
+            self.fits[key] = fit_image(
+                self.image, num_gaussians=key[0], method=method, on_progress=look, **limits
             )
             self.step = (time.perf_counter() - began) / max(1, steps)
-        return self.fits[num]
+        return self.fits[key]
 
     def _refits(self) -> int:
         """Steps of each of the two fits while quantising: half of the time left is enough."""
@@ -235,7 +241,7 @@ def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
     closest = min(tried, key=lambda data: abs(tried[data] - wanted))
     smallest = min((data for data in tried if tried[data] >= wanted), key=len, default=None)
     if abs(tried[closest] - wanted) > PROMISED_DB and smallest:
-        if open_file(smallest).num_gaussians <= 2:
+        if open_file(smallest).num_gaussians <= encoder.fewest:
             return smallest  # hardly a file of this picture is as bad as that
     if abs(tried[closest] - wanted) > PROMISED_DB:
         raise ValueError(

@@ -30,6 +30,7 @@ from instantgi.render.ops import (
 from instantgi.representations import Representation, Seeds
 from instantgi.seeds import CHUNK, Perceptron, gaussians_of, joined
 
+RATE = 0.001  # λ
 SHARES = {1: (1.0,), 2: (0.6, 1.0), 3: (0.2, 0.6, 1.0), 4: (0.1, 0.3, 0.6, 1.0)}  # ends of levels
 NETWORK_BITS = 10  # of the fraction of the weights that make Gaussians
 FEWEST_PIXELS = 8  # of a side of a level
@@ -121,7 +122,7 @@ class SGI:
         self,
         levels: int = 3,
         *,
-        rate: float = 0.001,
+        rate: float = RATE,
         features: int | None = None,
         per_seed: int = 10,
         paper: bool = False,
