@@ -152,7 +152,7 @@ def _fit(commands: Any) -> None:
         default="instantgi",
         help="instantgi is ours; gaussianimage, gaussianimage-rs and lig (in two levels) start "
         "from random Gaussians and need many steps, as published 50000, or 30000 a level; imagegs "
-        "makes a normalised mixture, as published in 10000; sgi makes seeds of 10 Gaussians each, "
+        "makes a normalised mixture, as published in 10000; sgi makes seeds of 7 Gaussians each, "
         "as published in 15000 (default: %(default)s)",
     )
     parser.add_argument(

@@ -82,7 +82,7 @@ PAPER = Recipe(
 OURS = Recipe(
     rates=(0.0375, 0.035, 0.05, 0.02, 0.01, 0.005),
     last_rates=None,
-    betas=(0.9, 0.99),
+    betas=(0.9, 0.98),
     bases=(0.25, 0.05, 0.05),
     linear=False,
     loss=(5.0, 0.0),  # of a gradient like that of the absolute difference where that is 0.1
@@ -113,8 +113,8 @@ class SGI:
     Args:
         levels: 1 to 4; fewer in small pictures.
         rate: λ; 0 rounds nothing, and is for comparison.
-        features: F; by default 24, of the paper 50.
-        per_seed: K.
+        features: F; by default 12, of the paper 50.
+        per_seed: K; by default 7, of the paper 10.
         paper: see above.
     """
 
@@ -124,10 +124,11 @@ class SGI:
         *,
         rate: float = RATE,
         features: int | None = None,
-        per_seed: int = 10,
+        per_seed: int | None = None,
         paper: bool = False,
     ):
-        features = (50 if paper else 24) if features is None else features
+        features = (50 if paper else 12) if features is None else features
+        per_seed = (10 if paper else 7) if per_seed is None else per_seed
         for name, value, low, high in (
             ("levels", levels, 1, 4),
             ("features", features, 1, 255),
