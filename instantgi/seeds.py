@@ -38,7 +38,7 @@ class Perceptron:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Of the input, the hidden layer and the output."""
-        return (*self.weights1.shape, self.weights2.shape[1])
+        return self.weights1.shape[0], self.weights1.shape[1], self.weights2.shape[1]
 
 
 def gaussians_of(

@@ -221,18 +221,20 @@ class SGI:
     def gaussians(self) -> Seeds:
         """Rounded as a file has them, unless λ is 0."""
         numbers = self._numbers().detach()
-        networks = [each.map(lambda t: t.detach().clone()) for each in (self.colors, self.shapes)]
+        colors, shapes = (
+            each.map(lambda t: t.detach().clone()) for each in (self.colors, self.shapes)
+        )
         if self.rate == 0:
-            return self._seeds(numbers, networks)
-        networks = [each.map(rounded) for each in networks]
+            return self._seeds(numbers, colors, shapes)
+        colors, shapes = colors.map(rounded), shapes.map(rounded)
         context = self._constant() if self.context is None else self._context()
         context = context.map(lambda part: part.detach().clone())
         bases = self._single(self.bases)
         steps = steps_of(bases, context.integers(self.grid)[2])[:, self.kinds]
         symbols = (numbers.double() / steps).round().long()
         if self.paper:
-            return self._seeds((symbols * steps).float(), networks)
-        return Seeds.from_symbols(self.grid, symbols, *networks, bases, context)
+            return self._seeds((symbols * steps).float(), colors, shapes)
+        return Seeds.from_symbols(self.grid, symbols, colors, shapes, bases, context)
 
     # --- the start -------------------------------------------------------------------------------
 
@@ -259,8 +261,12 @@ class SGI:
             torch.zeros(channels * per_seed),
         )
         bound = size**-0.5
-        sizes = (size, size), (size,), (size, 3 * per_seed), (3 * per_seed,)
-        shapes = Perceptron(*(self._even(bound, *each) for each in sizes))
+        shapes = Perceptron(
+            self._even(bound, size, size),
+            self._even(bound, size),
+            self._even(bound, size, 3 * per_seed),
+            self._even(bound, 3 * per_seed),
+        )
         return (torch.zeros(num, size), scalings, offsets), colors, shapes
 
     def _even(self, bound: float, *size: int) -> Tensor:
@@ -305,12 +311,11 @@ class SGI:
         self.target, self.order = to_blocks(target), None
 
     def _set_rates(self, progress: float) -> None:
-        recipe = self.recipe
+        first, last = self.recipe.rates, self.recipe.last_rates
         slow = max(0.02, min(1.0, (1 - progress) / 0.4))
         for index, group in enumerate(self.optimizer.param_groups):
-            first = recipe.rates[index]
-            last = recipe.last_rates and recipe.last_rates[index]
-            group["lr"] = first * (last / first) ** progress if last else first * slow
+            factor = slow if last is None else (last[index] / first[index]) ** progress
+            group["lr"] = first[index] * factor
 
     # --- numbers and their bits ------------------------------------------------------------------
 
@@ -319,12 +324,12 @@ class SGI:
         scalings = self.scalings.exp() if self.recipe.linear else self.scalings
         return torch.cat([self.features, scalings, self.offsets.flatten(1)], 1)
 
-    def _seeds(self, numbers: Tensor, networks: list[Perceptron]) -> Seeds:
+    def _seeds(self, numbers: Tensor, colors: Perceptron, shapes: Perceptron) -> Seeds:
         features, sizes, offsets = numbers.split(self.counts, 1)
         if self.recipe.linear:
             sizes = sizes.clamp_min(SMALLEST).log()
         offsets = offsets.reshape(self.grid.num, self.per_seed, 2)
-        return Seeds(self.grid, features.clone(), sizes.clone(), offsets.clone(), *networks)
+        return Seeds(self.grid, features.clone(), sizes.clone(), offsets.clone(), colors, shapes)
 
     def _single(self, bases: tuple[float, float, float]) -> tuple[float, float, float]:
         """As float32 has them."""
