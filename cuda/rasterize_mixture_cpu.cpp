@@ -11,11 +11,16 @@
 namespace instantgi {
 namespace {
 
+struct Columns {
+    int32_t begin, end;  // of blocks
+};
+
 // The Gaussians of every block of a band, from block column col_begin to col_end, in the band's order.
 struct Strip {
     int64_t row_begin, row_end, col_begin, col_end;
     std::vector<int64_t> start;  // [rows · columns + 1] into `members`
     std::vector<int32_t> members;
+    std::vector<Columns> spans;  // of each Gaussian and row
 
     int64_t num_cols() const { return col_end - col_begin; }
     const int64_t* of(int64_t row, int64_t col) const {
@@ -23,23 +28,34 @@ struct Strip {
     }
 };
 
+constexpr int64_t kStripCols = 256;                // its lists stay in the L2 cache
 constexpr int64_t kMostListed = int64_t(1) << 22;  // of a strip, if it is wider than a block
+
+// Block columns that a Gaussian may touch, if that is a part of the picture.
+template <typename T>
+INLINE Columns columns_of(const Splat<T, Ellipse>& g, int64_t cols) {
+    const T reach = g.form.extent.reach_x + slack(g.form.extent.reach_x) + kSide;
+    const T begin = (g.mean_x - reach) / kSide, end = (g.mean_x + reach) / kSide + 1;
+    return {int32_t(std::min(std::max(begin, T(0)), T(cols))),
+            int32_t(std::min(std::max(end, T(0)), T(cols)))};
+}
+template <typename T>
+INLINE Columns columns_of(const Splat<T, Conic>& g, int64_t) {
+    return {g.form.col_begin, g.form.col_end};
+}
 
 // Lists a strip; false if it would be too long.
 template <typename T, template <typename> class Form>
-bool list_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const int32_t* band, int64_t num,
+bool list_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const int32_t* given, int64_t num,
                 Strip& strip) {
-    struct Row {
-        int32_t begin, end;
-    };
     const int64_t rows = strip.row_end - strip.row_begin, cols = strip.num_cols();
-    std::vector<Row> spans(num * rows);
+    strip.spans.assign(num * rows, {0, 0});
     strip.start.assign(rows * cols + 2, 0);
     // as differences: of how many begin at a block less how many ended before it
     int64_t* change = strip.start.data() + 1;
     for (int64_t i = 0; i < num; ++i) {
-        if (i + 8 < num) __builtin_prefetch(splats + band[i + 8]);
-        const Splat<T, Form>& g = splats[band[i]];
+        if (i + 8 < num) __builtin_prefetch(splats + given[i + 8]);
+        const Splat<T, Form>& g = splats[given[i]];
         const int64_t begin = std::max<int64_t>(strip.row_begin, g.row_begin) - strip.row_begin;
         const int64_t end = std::min<int64_t>(strip.row_end, g.row_end) - strip.row_begin;
         Spans found;
@@ -48,7 +64,7 @@ bool list_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const int32
             const int32_t from = std::max(found.begin[row - begin], int32_t(strip.col_begin));
             const int32_t to = std::min(found.end[row - begin], int32_t(strip.col_end));
             if (from >= to) continue;
-            spans[i * rows + row] = {from, to};
+            strip.spans[i * rows + row] = {from, to};
             ++change[row * cols + from - strip.col_begin];
             --change[row * cols + to - strip.col_begin];
         }
@@ -63,29 +79,40 @@ bool list_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const int32
     strip.members.resize(total);
     for (int64_t i = 0; i < num; ++i)
         for (int64_t row = 0; row < rows; ++row) {
-            const Row span = spans[i * rows + row];
+            const Columns span = strip.spans[i * rows + row];
             for (int32_t col = span.begin; col < span.end; ++col)
-                strip.members[change[row * cols + col - strip.col_begin]++] = band[i];
+                strip.members[change[row * cols + col - strip.col_begin]++] = given[i];
         }
     return true;
 }
 
-// Calls draw(strip) for strips that make up a band; there are several only if their lists are long.
+// Calls draw(strip) for strips that make up a band; narrower ones where their lists are long.
 template <typename T, template <typename> class Form, typename Draw>
 void each_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const Places& places, int64_t band,
                 const Draw& draw) {
-    const int32_t* members = places.members.data() + places.band_begin(band);
-    const int64_t num = places.band_begin(band + 1) - places.band_begin(band);
-    const int64_t row_begin = band * kBandRows, row_end = std::min(scene.rows(), row_begin + kBandRows);
-    std::vector<int64_t> ends = {scene.cols()};  // of strips that are still to be drawn, the next one last
-    for (int64_t col = 0; !ends.empty();) {
-        Strip strip = {row_begin, row_end, col, ends.back(), {}, {}};
-        if (list_strip(scene, splats, members, num, strip)) {
-            draw(strip);
-            col = ends.back();
-            ends.pop_back();
-        } else {
-            ends.push_back((col + ends.back()) / 2);
+    const int64_t cols = scene.cols(), row_begin = band * kBandRows;
+    const int64_t num_strips = (cols + kStripCols - 1) / kStripCols;
+    std::vector<std::vector<int32_t>> members(num_strips);
+    for (int64_t i = places.band_begin(band); i < places.band_begin(band + 1); ++i) {
+        const int32_t n = places.members[i];
+        const Columns reached = columns_of(splats[n], cols);
+        for (int64_t at = reached.begin / kStripCols; at * kStripCols < reached.end; ++at)
+            members[at].push_back(n);
+    }
+    Strip strip;
+    strip.row_begin = row_begin, strip.row_end = std::min(scene.rows(), row_begin + kBandRows);
+    for (int64_t at = 0; at < num_strips; ++at) {
+        // ends of strips that are still to be drawn, the next one last
+        std::vector<int64_t> ends = {std::min(cols, (at + 1) * kStripCols)};
+        for (strip.col_begin = at * kStripCols; !ends.empty();) {
+            strip.col_end = ends.back();
+            if (list_strip(scene, splats, members[at].data(), int64_t(members[at].size()), strip)) {
+                draw(strip);
+                strip.col_begin = strip.col_end;
+                ends.pop_back();
+            } else {
+                ends.push_back((strip.col_begin + strip.col_end) / 2);
+            }
         }
     }
 }
