@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from instantgi.points.seeds import SeedGrid
-from instantgi.seeds import Perceptron
+from instantgi.seeds import CHUNK, Perceptron
 
 PER_NODE = 4  # features
 WEIGHT_BITS = 8  # of the fraction of weights and biases
@@ -100,6 +100,12 @@ class Context:
             mean = ((p ≫ 12) · round(2^(14 − t/4)) + 2^18) ≫ 19, p ≫ 12 within ±2^31
             level = ((4 p + 2^19) ≫ 20) + 24 − t within 0 and 63
         """
+        numbers = torch.arange(grid.num)[which if isinstance(which, slice) else which.cpu()]
+        parts = [self._integers(grid, part) for part in numbers.split(CHUNK)]
+        means, levels, turns = (torch.cat(each) for each in zip(*parts, strict=True))
+        return means, levels, turns
+
+    def _integers(self, grid: SeedGrid, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen = self._seen(grid, which)
         weights1, biases1, weights2, biases2 = (
             (part.double() * 2**WEIGHT_BITS).round() for part in self.network.tensors

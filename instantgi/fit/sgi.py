@@ -228,12 +228,11 @@ class SGI:
         colors, shapes = colors.map(rounded), shapes.map(rounded)
         context = self._constant() if self.context is None else self._context()
         context = context.map(lambda part: part.detach().clone())
-        bases = self._single(self.bases)
-        steps = steps_of(bases, context.integers(self.grid)[2])[:, self.kinds]
+        steps = steps_of(self.bases, context.integers(self.grid)[2])[:, self.kinds]
         symbols = (numbers.double() / steps).round().long()
         if self.paper:
             return self._seeds((symbols * steps).float(), colors, shapes)
-        return Seeds.from_symbols(self.grid, symbols, colors, shapes, bases, context)
+        return Seeds.from_symbols(self.grid, symbols, colors, shapes, self.bases, context)
 
     # --- the start -------------------------------------------------------------------------------
 
@@ -329,11 +328,6 @@ class SGI:
             sizes = sizes.clamp_min(SMALLEST).log()
         offsets = offsets.reshape(self.grid.num, self.per_seed, 2)
         return Seeds(self.grid, features.clone(), sizes.clone(), offsets.clone(), colors, shapes)
-
-    def _single(self, bases: tuple[float, float, float]) -> tuple[float, float, float]:
-        """As float32 has them."""
-        features, sizes, offsets = torch.tensor(bases, dtype=torch.float32).tolist()
-        return features, sizes, offsets
 
     def _values(self, numbers: Tensor, progress: float, is_rounded: bool) -> "Values":
         """The numbers as a file may have them."""
