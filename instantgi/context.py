@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from instantgi.points.seeds import SeedGrid
-from instantgi.seeds import Perceptron
+from instantgi.seeds import CHUNK, Perceptron
 
 PER_NODE = 4  # features
 WEIGHT_BITS = 8  # of the fraction of weights and biases
@@ -100,6 +100,12 @@ class Context:
             mean = ((p ≫ 12) · round(2^(14 − t/4)) + 2^18) ≫ 19, p ≫ 12 within ±2^31
             level = ((4 p + 2^19) ≫ 20) + 24 − t within 0 and 63
         """
+        numbers = torch.arange(grid.num)[which if isinstance(which, slice) else which.cpu()]
+        parts = [self._integers(grid, part) for part in numbers.split(CHUNK)]
+        means, levels, turns = (torch.cat(each) for each in zip(*parts, strict=True))
+        return means, levels, turns
+
+    def _integers(self, grid: SeedGrid, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen = self._seen(grid, which)
         weights1, biases1, weights2, biases2 = (
             (part.double() * 2**WEIGHT_BITS).round() for part in self.network.tensors
@@ -143,40 +149,35 @@ class Context:
         device = self.signs.device
         places = grid.places[which if isinstance(which, slice) else which.cpu()].to(device)
         values = self.signs.long() if signs is None else signs
-        parts, begin = [], 0
-        for resolution in self.resolutions:
-            nodes, weights, end = self._corners(grid, places, resolution)
-            table = values[begin : begin + end]
-            # one gather a corner: the whole would be the largest tensor of a fit
-            parts.append(
-                sum(
-                    table.index_select(0, node) * weight[:, None].to(table.dtype)
-                    for node, weight in zip(nodes, weights, strict=True)
-                )
-            )
-            begin += end
-        return torch.cat(parts, 1) if parts else values.new_zeros(len(places), 0)
+        if not self.resolutions:
+            return values.new_zeros(len(places), 0)
+        seen = None
+        for nodes, weights in self._corners(grid, places):
+            signs_there = values.index_select(0, nodes.flatten()).view(*nodes.shape, PER_NODE)
+            part = signs_there * weights[..., None].to(values.dtype)
+            seen = part if seen is None else seen + part
+        assert seen is not None
+        return seen.flatten(1)
 
-    def _corners(
-        self, grid: SeedGrid, places: Tensor, resolution: int
-    ) -> tuple[list[Tensor], list[Tensor], int]:
-        """Indices of four nodes, their weights in 2⁻¹⁶, and how long the level's table is."""
+    def _corners(self, grid: SeedGrid, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of four corners the rows of `signs` and their weights in 2⁻¹⁶, [P, L]."""
         side = max(grid.height, grid.width)
-        at = 2 * resolution * places // side
-        cells, shares = at >> 8, at & 255
-        columns, rows = nodes_along(grid, resolution)
-        nodes, weights = [], []
-        for y in (0, 1):
-            for x in (0, 1):
-                node_x, node_y = cells[:, 0] + x, cells[:, 1] + y
-                if columns * rows <= self.longest:
-                    nodes.append(node_x + node_y * columns)
-                else:
-                    nodes.append((node_x ^ (node_y * XOR_FACTOR & 0xFFFFFFFF)) % self.longest)
-                across = shares[:, 0] if x else 256 - shares[:, 0]
-                down = shares[:, 1] if y else 256 - shares[:, 1]
-                weights.append(across * down)
-        return nodes, weights, min(columns * rows, self.longest)
+        counts = [nodes_along(grid, resolution) for resolution in self.resolutions]
+        lengths = [min(columns * rows, self.longest) for columns, rows in counts]
+        rows_of = [
+            self.resolutions,
+            [columns for columns, _ in counts],
+            [sum(lengths[:level]) for level in range(len(lengths))],
+            [columns * rows > self.longest for columns, rows in counts],
+        ]
+        resolutions, columns, begins, is_hashed = torch.tensor(rows_of, device=places.device)
+        at_x, at_y = (2 * resolutions * each[:, None] // side for each in places.unbind(1))
+        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            x, y = (at_x >> 8) + right, (at_y >> 8) + down
+            hashed = (x ^ (y * XOR_FACTOR & 0xFFFFFFFF)) % self.longest
+            across = at_x & 255 if right else 256 - (at_x & 255)
+            along = at_y & 255 if down else 256 - (at_y & 255)
+            yield begins + torch.where(is_hashed.bool(), hashed, x + y * columns), across * along
 
     def kinds(self) -> Int64[Tensor, " D"]:
         """Of which kind each number of a seed is: features 0, sizes 1, offsets 2."""

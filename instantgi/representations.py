@@ -191,9 +191,8 @@ class Seeds:
             raise ValueError(f"networks of {size} features have as many inputs")
         if (self.bases is None) != (self.context is None):
             raise ValueError("seeds that are rounded have bases and a context, others have neither")
-        if self.bases is not None:  # as files hold them
-            bases = torch.tensor(self.bases, dtype=torch.float32).tolist()
-            object.__setattr__(self, "bases", tuple(bases))
+        if self.bases is not None:
+            object.__setattr__(self, "bases", _single(self.bases))
         if self.context is not None and self.context.counts != (size, 4, 2 * per_seed):
             raise ValueError(f"the context is of {self.context.counts} numbers, not of these")
 
@@ -208,6 +207,7 @@ class Seeds:
         context: Context,
     ) -> Seeds:
         """Of whole numbers of steps: the same float32 numbers on every machine."""
+        bases = _single(bases)
         values = (symbols * cls._steps(grid, bases, context)).float()
         features, scalings, offsets = values.split(context.counts, 1)
         offsets = offsets.reshape(grid.num, -1, 2)
@@ -293,6 +293,12 @@ class Seeds:
 
 
 Representation = Gaussians | Mixture | Levels | Seeds
+
+
+def _single(bases: tuple[float, float, float]) -> tuple[float, float, float]:
+    """As float32 has them, and files."""
+    features, scalings, offsets = torch.tensor(bases, dtype=torch.float32).tolist()
+    return features, scalings, offsets
 
 
 def _valid(gaussians: Gaussians) -> Gaussians:

@@ -13,7 +13,8 @@ from PIL import Image
 from instantgi import __version__, cli, fit
 from instantgi.cli import build_parser, main
 from instantgi.codec import open_file
-from instantgi.infer import STARTS
+from instantgi.fit import SGI
+from instantgi.infer import STARTS, Recipe
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("infer", "fit", "encode", "decode", "info", "export", "import", "bench", "doctor")
@@ -89,6 +90,16 @@ def test_fit_takes_each_method(picture, tmp_path):
         assert (out / "scene" / "overview.png").exists()
     assert set(cli.BENCH_METHODS) == set(fit.METHODS)
     assert cli.STARTS == STARTS
+
+
+def test_what_a_bit_costs_is_said_to_sgi_alone(picture, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", str(picture), "--lambda", "0.01"])
+    assert "argument --lambda: not allowed with method instantgi" in capsys.readouterr().err
+    with pytest.raises(ValueError, match='rate is of the method "sgi", got "lig"'):
+        Recipe(method="lig", rate=0.1)
+    fitter = Recipe(method="sgi", rate=0.1).make_fitter()
+    assert isinstance(fitter, SGI) and fitter.rate == 0.1
 
 
 @pytest.mark.parametrize("method", ["lig", "imagegs"])

@@ -198,20 +198,20 @@ class SGI:
         self._set_rates(progress)
         is_rounded = self.rate > 0 and progress >= self.recipe.rounded_from
         numbers = self._numbers()
-        noisy, outputs, gradients = self._values(numbers, progress, is_rounded)
+        held = self._values(numbers, progress, is_rounded)
         networks = self.colors, self.shapes
         if is_rounded:
             networks = [each.map(lambda part: straight(part, rounded)) for each in networks]
-        values = noisy.detach().requires_grad_()
+        values = held.numbers.detach().requires_grad_()
         colors, shapes = (each.map(lambda t: t.detach().requires_grad_()) for each in networks)
         squares = self._draw(values, colors, shapes)
         assert values.grad is not None
         tensors = [part for each in networks for part in each.tensors]
-        tensor_gradients = [part.grad for each in (colors, shapes) for part in each.tensors]
+        gradients = [part.grad for each in (colors, shapes) for part in each.tensors]
+        outputs, others = held.others(values.grad)
         self.optimizer.zero_grad()
         torch.autograd.backward(
-            [noisy, *tensors, *outputs],
-            [values.grad, *tensor_gradients, *(each(values.grad) for each in gradients)],
+            [held.numbers, *tensors, *outputs], [values.grad, *gradients, *others]
         )
         self.optimizer.step()
         self.iteration += 1
@@ -229,12 +229,11 @@ class SGI:
         colors, shapes = colors.map(rounded), shapes.map(rounded)
         context = self._constant() if self.context is None else self._context()
         context = context.map(lambda part: part.detach().clone())
-        bases = self._single(self.bases)
-        steps = steps_of(bases, context.integers(self.grid)[2])[:, self.kinds]
+        steps = steps_of(self.bases, context.integers(self.grid)[2])[:, self.kinds]
         symbols = (numbers.double() / steps).round().long()
         if self.paper:
             return self._seeds((symbols * steps).float(), colors, shapes)
-        return Seeds.from_symbols(self.grid, symbols, colors, shapes, bases, context)
+        return Seeds.from_symbols(self.grid, symbols, colors, shapes, self.bases, context)
 
     # --- the start -------------------------------------------------------------------------------
 
@@ -253,12 +252,12 @@ class SGI:
             offsets += SeedGrid(per_seed, 1000, 1000).points / 1000 - 0.5
             scaling = math.log(cell)
         scalings = torch.full((num, 4), scaling)
-        xavier = 0.01 * math.sqrt(6 / (2 * size)), 0.01 * math.sqrt(6 / (size * (1 + per_seed)))
+        outputs = channels * per_seed
         colors = Perceptron(
-            self._even(xavier[0], size, size),
+            self._even(0.01 * math.sqrt(6 / (size + size)), size, size),
             torch.zeros(size),
-            self._even(xavier[1], size, channels * per_seed),
-            torch.zeros(channels * per_seed),
+            self._even(0.01 * math.sqrt(6 / (size + outputs)), size, outputs),
+            torch.zeros(outputs),
         )
         bound = size**-0.5
         shapes = Perceptron(
@@ -331,56 +330,43 @@ class SGI:
         offsets = offsets.reshape(self.grid.num, self.per_seed, 2)
         return Seeds(self.grid, features.clone(), sizes.clone(), offsets.clone(), colors, shapes)
 
-    def _single(self, bases: tuple[float, float, float]) -> tuple[float, float, float]:
-        """As float32 has them."""
-        features, sizes, offsets = torch.tensor(bases, dtype=torch.float32).tolist()
-        return features, sizes, offsets
-
-    def _values(self, numbers: Tensor, progress: float, is_rounded: bool):
-        """Numbers as a file may have them; other outputs that get gradients, and functions that
-        make these of the gradient of the numbers."""
+    def _values(self, numbers: Tensor, progress: float, is_rounded: bool) -> "Values":
+        """The numbers as a file may have them."""
         bases = torch.tensor(self.bases, device=numbers.device)[self.kinds]
+        is_quiet = progress < (QUIET if self.level == 0 else self.began + QUIET_LEVEL)
+        if self.rate == 0 or (self.context is None and is_quiet):
+            return Values(numbers)
+        noise = None
+        if not is_rounded:
+            noise = torch.rand(numbers.shape, generator=self.noise, device=numbers.device) - 0.5
         if self.context is None:
-            is_quiet = progress < (QUIET if self.level == 0 else self.began + QUIET_LEVEL)
-            if is_quiet or self.rate == 0:
-                return numbers, [], []
-            return self._blurred(numbers, bases, is_rounded)[0], [], []
-        context, num = self._context(), self.grid.num
-        count = max(FEWEST_SAMPLED, int(SAMPLED * num))
-        which: Tensor | slice = slice(None)
-        steps = None
-        if count < num:  # steps of all seeds, but gradients and bits of some
-            which = torch.randint(num, (count,), generator=self.noise, device=numbers.device)
-            with torch.no_grad():
-                chunks = (slice(i, i + CHUNK) for i in range(0, num, CHUNK))
-                turns = torch.cat([context.floats(self.grid, chunk)[2] for chunk in chunks])
-                steps = bases * torch.exp2(turns / 4)[:, self.kinds]
+            return Values(_in_steps(numbers, bases, noise) * bases)
+        context, which = self._context(), self._sample()
         means, octaves, turns = context.floats(self.grid, which)
         turns = (turns.detach() if is_rounded else turns)[:, self.kinds]
         seen = bases * torch.exp2(turns / 4)
-        values, noise = self._blurred(
-            numbers, seen.detach() if steps is None else steps, is_rounded
-        )
-        bits = self._bits((values[which] - means * bases) / seen, octaves - turns / 4).mean()
+        steps = seen.detach()
+        if isinstance(which, Tensor):
+            steps = bases * torch.exp2(self._turns(context) / 4)[:, self.kinds]
+        some_noise = None if noise is None else noise[which]
+        offsets = _in_steps(numbers[which], seen, some_noise) - means * bases / seen
+        bits = (gaussian_bits if self.paper else logistic_bits)(offsets, octaves - turns / 4).mean()
         self.bits = bits.detach()
-        outputs, gradients = [self.rate * bits], [lambda gradient: None]
-        if noise is not None:
-            outputs.append(seen)
-            share = num / len(seen)  # of a mean over some, against the picture's of all
-            gradients.append(lambda gradient: share * (gradient * noise)[which])
-        return values, outputs, gradients
+        values = _in_steps(numbers, steps, noise) * steps
+        return Values(values, self.rate * bits, seen, some_noise, which)
 
-    def _blurred(
-        self, numbers: Tensor, steps: Tensor, is_rounded: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Numbers rounded to their steps, or with noise as wide as these, and the noise."""
-        if is_rounded:
-            return straight(numbers, lambda value: (value / steps).round() * steps), None
-        noise = torch.rand(numbers.shape, generator=self.noise, device=numbers.device) - 0.5
-        return numbers + noise * steps, noise
+    def _sample(self) -> Tensor | slice:
+        """Of which seeds a step looks at the bits: of all unless they are many."""
+        num = self.grid.num
+        count = max(FEWEST_SAMPLED, int(SAMPLED * num))
+        if count >= num:
+            return slice(None)
+        return torch.randint(num, (count,), generator=self.noise, device=self.image.device)
 
-    def _bits(self, offsets: Tensor, octaves: Tensor) -> Tensor:
-        return (gaussian_bits if self.paper else logistic_bits)(offsets, octaves)
+    @torch.no_grad()
+    def _turns(self, context: Context) -> Tensor:
+        chunks = (slice(i, i + CHUNK) for i in range(0, self.grid.num, CHUNK))
+        return torch.cat([context.floats(self.grid, chunk)[2] for chunk in chunks])
 
     # --- the context -----------------------------------------------------------------------------
 
@@ -474,6 +460,41 @@ class SGI:
         offsets = offsets.reshape(len(features), self.per_seed, 2)
         made = gaussians_of(self.points[chunk], features, offsets, sizes, colors, shapes)
         return made.scaled(self.size[1] / self.grid.width, self.size[0] / self.grid.height)
+
+
+@dataclasses.dataclass(frozen=True)
+class Values:
+    """Numbers as a file may have them, and what else of a step gets a gradient.
+
+    Attributes:
+        numbers: of all seeds; their steps are constants.
+        cost: of the bits of some seeds.
+        steps, noise, which: of these seeds.
+    """
+
+    numbers: Tensor
+    cost: Tensor | None = None
+    steps: Tensor | None = None
+    noise: Tensor | None = None
+    which: Tensor | slice = dataclasses.field(default_factory=lambda: slice(None))
+
+    def others(self, gradient: Tensor) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Outputs besides the numbers, with their gradients where that of the numbers is given.
+
+        A number moves by its noise when its step does.
+        """
+        if self.cost is None or self.steps is None:
+            return [], []
+        if self.noise is None:
+            return [self.cost], [None]
+        share = len(gradient) / len(self.steps)  # bits are a mean of some seeds, as if of all
+        return [self.cost, self.steps], [None, share * gradient[self.which] * self.noise]
+
+
+def _in_steps(numbers: Tensor, steps: Tensor, noise: Tensor | None) -> Tensor:
+    """Rounded, or with noise instead."""
+    numbers = numbers / steps
+    return straight(numbers, torch.round) if noise is None else numbers + noise
 
 
 def rounded(weights: Tensor) -> Tensor:
