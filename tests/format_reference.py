@@ -395,8 +395,8 @@ def read_seeds(chunks: list[tuple[bytes, bytes]], header: dict) -> list[Gaussian
     assert (first, second) == (b"SEED", b"NETS")
     names = "random num_seeds features per_seed colors shapes context".split()
     numbers = struct.unpack_from("<IIHBHHHfffIB", shared)
-    found = dict(zip(names, numbers, strict=False))
-    bases, longest = numbers[7:10], numbers[10]
+    found = dict(zip(names, struct.unpack_from("<IIHBHHH", shared), strict=True))
+    bases, longest = numbers[7:10], int(numbers[10])
     resolutions = [level for (level,) in struct.iter_unpack("<I", shared[numbers_size() :])]
     assert len(resolutions) == numbers[11]
     width, height, channels = header["width"], header["height"], header["channels"]
@@ -431,12 +431,14 @@ def read_seeds(chunks: list[tuple[bytes, bytes]], header: dict) -> list[Gaussian
         layers.append((bits, *parts))
 
     # what is known of each number, then the numbers
-    means, levels, turns = [], [], []
+    means: Rows = []
+    levels: Rows = []
+    turns: Rows = []
     for x, y in points:
         seen = []
         for level, across, is_hashed, table in tables:
             at_x, at_y = 2 * level * x // side, 2 * level * y // side
-            values = [0] * 4
+            signs_seen = [0] * 4
             for dy in (0, 1):
                 for dx in (0, 1):
                     i, j = (at_x >> 8) + dx, (at_y >> 8) + dy
@@ -445,8 +447,10 @@ def read_seeds(chunks: list[tuple[bytes, bytes]], header: dict) -> list[Gaussian
                         node = (i ^ (j * 2654435761 % 2**32)) % longest
                     a, b = at_x & 255, at_y & 255
                     weight = (a if dx else 256 - a) * (b if dy else 256 - b)
-                    values = [v + weight * s for v, s in zip(values, table[node], strict=True)]
-            seen += values
+                    signs_seen = [
+                        v + weight * s for v, s in zip(signs_seen, table[node], strict=True)
+                    ]
+            seen += signs_seen
         p = context_of(seen, layers[2])
         quarters = [(4 * value + 2**19) >> 20 for value in p[sum(counts) :]]
         turn = [min(max(value, -12), 12) for value in quarters[sum(counts) :]]

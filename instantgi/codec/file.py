@@ -127,7 +127,7 @@ class Numbers(NamedTuple):
 
 
 def _split(
-    made: Representation, height: int, width: int
+    made: Gaussians | Mixture | Levels, height: int, width: int
 ) -> list[tuple[Gaussians, tuple[int, int], Renderer]]:
     """The parts of a file, each with its size and renderer."""
     if isinstance(made, Gaussians):

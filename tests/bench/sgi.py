@@ -11,6 +11,7 @@ take before they are rounded. Rows named K, L, F and "lambda" change one choice 
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -79,13 +80,14 @@ def measure(image: torch.Tensor, row: str, options: argparse.Namespace, num_byte
         drawn = draw(decode(data), *size)
         times.append(time.perf_counter() - began)
     drawn = drawn.clamp(0, 1)
+    similarity = ms_ssim(drawn, image)
     result = {
         "row": row,
         "num": Index(data).num_gaussians,
         "bytes": len(data),
         "psnr": psnr(drawn, image),
         "ssim": float(ssim(drawn, image)),
-        "ms_ssim": float(ms_ssim(drawn, image)),
+        "ms_ssim": math.nan if similarity is None else float(similarity),
         "seconds": seconds,
         "decode_seconds": median(times),
         "chunks": Index(data).bytes_of_chunks(),
