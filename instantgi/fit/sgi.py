@@ -53,7 +53,8 @@ class Recipe:
             that fall linearly to a fiftieth in the last two fifths.
         betas: of Adam.
         bases: steps of features, sizes and offsets; sizes are in px if `linear`, else logarithms.
-        loss: weight of the mean square and of the mean absolute difference.
+        absolute: the loss is the mean absolute difference, not the root of the mean square, which is
+            as large, so that λ means the same.
         context_from: share of the fit after which the context is learned and steps change.
         rounded_from: share after which numbers are rounded and not noisy.
     """
@@ -63,7 +64,7 @@ class Recipe:
     betas: tuple[float, float]
     bases: tuple[float, float, float]
     linear: bool
-    loss: tuple[float, float]
+    absolute: bool
     context_from: float
     rounded_from: float
 
@@ -75,7 +76,7 @@ PAPER = Recipe(
     betas=(0.9, 0.999),
     bases=(1.0, 1.0, 0.2),
     linear=True,
-    loss=(0.0, 1.0),
+    absolute=True,
     context_from=0.8,
     rounded_from=1.0,
 )
@@ -85,7 +86,7 @@ OURS = Recipe(
     betas=(0.9, 0.98),
     bases=(0.25, 0.05, 0.05),
     linear=False,
-    loss=(5.0, 0.0),  # of a gradient like that of the absolute difference where that is 0.1
+    absolute=False,
     context_from=0.2,
     rounded_from=0.95,
 )
@@ -434,10 +435,12 @@ class SGI:
         if self.order is None or self.iteration % SORT_EVERY == 0:
             self.order = order_by_place(made.means, *self.size)
         residual, squares = rasterize_error(*scene, self.target, *self.size, False, self.order)
-        square, absolute = self.recipe.loss
-        scale = (2 * square or absolute) / (len(self.image) * self.size[0] * self.size[1])
-        if absolute:
+        count = len(self.image) * self.size[0] * self.size[1]
+        scale = 1 / count
+        if self.recipe.absolute:
             residual.sign_()
+        else:
+            scale /= max(1e-6, math.sqrt(float(squares) / count))
         geometry, of_colors = rasterize_error_backward(
             residual, *scene, *self.size, scale, PARAMETERS, self.order
         )
