@@ -804,9 +804,12 @@ def _run_export(options: argparse.Namespace) -> int:
     from instantgi.codec import open_file
     from instantgi.gaussians import Gaussians
     from instantgi.npz import save_npz
+    from instantgi.representations import Seeds
 
     file = open_file(options.file)
     made = file.made()
+    if isinstance(made, Seeds):
+        made = made.flat()
     if not isinstance(made, Gaussians):
         kind = RENDERERS[file.renderer.kind]
         raise ValueError(f"{options.file}: is drawn as {kind}; the viewer draws plain sums only")

@@ -251,6 +251,21 @@ def test_export_and_import_keep_the_gaussians(result, tmp_path):
     torch.testing.assert_close(*means, atol=48 / 4096, rtol=0)  # half floats
 
 
+def test_a_fit_of_seeds_writes_them_short(picture, tmp_path, capsys):
+    words = ["fit", str(picture), "--method", "sgi", "--num-gaussians", "140", "-o", str(tmp_path)]
+    assert main([*words, "--iterations", "20", "--lambda", "0.002"]) == 0
+    folder = tmp_path / picture.stem
+    file = open_file(folder / "gaussians.gi")
+    assert (file.profile, file.num_gaussians) == ("seeds", 140)
+    assert main(["decode", str(folder / "gaussians.gi"), "-o", str(tmp_path / "x.png")]) == 0
+    drawn, render = (np.asarray(Image.open(p)) for p in (tmp_path / "x.png", folder / "render.png"))
+    assert (drawn == render).all()
+    assert main(["export", str(folder / "gaussians.gi"), "-o", str(tmp_path / "x.npz")]) == 0
+    capsys.readouterr()
+    assert main(["info", str(folder / "gaussians.gi")]) == 0
+    assert "profile:       seeds" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["decode", "info", "export", "import"])
 def test_wrong_files_are_one_line(command, picture, tmp_path, capsys):
     for source in (picture, tmp_path / "none"):
