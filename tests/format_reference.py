@@ -249,6 +249,10 @@ def signed(t: int) -> list[int]:
     for symbol in range(-127, 128):
         p = float(abs(symbol))
         densities.append(exp_minus(p * (ROOTS[2] / s) if t < 32 else p * p / (2 * s * s)))
+    return frequencies_of(densities)
+
+
+def frequencies_of(densities: list[float]) -> list[int]:
     total = 0.0
     for density in densities:
         total += density
@@ -382,12 +386,7 @@ def logistic_frequencies(level: int, eighths: int) -> list[int]:
             densities.append(logistic((p - 0.5) / s) - logistic((p + 0.5) / s))
         else:
             densities.append(1.0 - logistic((p + 0.5) / s) - logistic((0.5 - p) / s))
-    total = 0.0
-    for density in densities:
-        total += density
-    shares = [1 + math.floor(density * ((TOTAL - 255) / total)) for density in densities]
-    shares[127] += TOTAL - sum(shares)
-    return shares
+    return frequencies_of(densities)
 
 
 def read_seeds(chunks: list[tuple[bytes, bytes]], header: dict) -> list[Gaussian]:
