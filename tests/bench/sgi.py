@@ -45,9 +45,10 @@ SEEDS: dict[str, dict[str, Any]] = {
     "L 2": {"levels": 2},
     "L 4": {"levels": 4},
     "K 5": {"per_seed": 5},
+    "K 10": {"per_seed": 10},
     "K 15": {"per_seed": 15},
     "K 20": {"per_seed": 20},
-    "F 16": {"features": 16},
+    "F 24": {"features": 24},
     "F 50": {"features": 50},
 }
 OTHERS = {"GaussianImage": GaussianImage, "LIG": LIG}
