@@ -171,7 +171,9 @@ template <typename T, template <typename> class Form>
 Vec<T> end_of_terms(int num_terms, double cutoff, int64_t num, Exponents<T, Form>& exponents) {
     auto among = [&](auto slots) {
         Smallest<T, decltype(slots)::value> smallest{T(cutoff)};
-        for (int64_t i = 0; i < num; ++i) smallest.add(exponents.find_and_keep(i));
+        // the cut-off also where an exponent is not a number
+        for (int64_t i = 0; i < num; ++i)
+            smallest.add(smaller(exponents.find_and_keep(i), Vec<T>(T(cutoff))));
         return smallest[num_terms - 1];
     };
     if (num_terms <= 4) return among(std::integral_constant<int, 4>{});

@@ -158,10 +158,10 @@ def _fit(commands: Any) -> None:
     parser.add_argument(
         "--lambda",
         dest="rate",
-        type=_positive,
+        type=_not_negative,
         metavar="L",
-        help="of the method sgi: what a bit costs; more makes a smaller file and a worse picture "
-        "(default: 0.001)",
+        help="of the method sgi: what a bit costs; more makes a smaller file and a worse picture, "
+        "0 rounds nothing (default: 0.001)",
     )
     parser.set_defaults(patch_size=3, start=None, checkpoint=None)
 
@@ -521,13 +521,24 @@ def _whole(least: int | None) -> Callable[[str], int]:
     return parse
 
 
-def _positive(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be more than 0 and finite, got {text}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and finite, got {text}")
     return value
 
 
@@ -778,6 +789,7 @@ def _run_info(options: argparse.Namespace) -> int:
         "whole": file.is_whole,
         "blocks": len(file.blocks),
         "steps": file.steps and dataclasses.asdict(file.steps),
+        "seeds": file.parts[0].seeds and dataclasses.asdict(file.parts[0].seeds),
         "chunks": file.bytes_of_chunks(),
         "software": file.metadata.software,
         "recipe": file.metadata.recipe,

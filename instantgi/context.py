@@ -25,7 +25,7 @@ MOST_TURNS = 12  # quarter octaves by which a seed's steps differ from the base
 LEVEL_ZERO = 24  # the level of a deviation of one step
 MOST_LEVEL = 63
 RECIPROCALS = [round(2 ** (14 - t / 4)) for t in range(-MOST_TURNS, MOST_TURNS + 1)]
-ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.6817928305074292)  # 2^(t/4)
+ROOTS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)  # 2^(t/4)
 XOR_FACTOR = 2_654_435_761
 
 
@@ -100,10 +100,15 @@ class Context:
             mean = ((p ≫ 12) · round(2^(14 − t/4)) + 2^18) ≫ 19, p ≫ 12 within ±2^31
             level = ((4 p + 2^19) ≫ 20) + 24 − t within 0 and 63
         """
-        numbers = torch.arange(grid.num)[which if isinstance(which, slice) else which.cpu()]
+        numbers = torch.arange(grid.count)[which if isinstance(which, slice) else which.cpu()]
         parts = [self._integers(grid, part) for part in numbers.split(CHUNK)]
         means, levels, turns = (torch.cat(each) for each in zip(*parts, strict=True))
         return means, levels, turns
+
+    def turns(self, grid: SeedGrid) -> Int64[Tensor, "N 3"]:
+        """Of all seeds what `integers` says of their steps."""
+        numbers = torch.arange(grid.count)
+        return torch.cat([self._integers(grid, part)[2] for part in numbers.split(CHUNK)])
 
     def _integers(self, grid: SeedGrid, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen = self._seen(grid, which)

@@ -389,6 +389,8 @@ def _metadata(recipe: Recipe, iterations: int) -> Metadata:
     made = {"method": recipe.method, "iterations": iterations, "seed": recipe.seed}
     if recipe.num_gaussians is not None:
         made["num_gaussians"] = recipe.num_gaussians
+    if recipe.rate is not None:
+        made["lambda"] = recipe.rate
     return dataclasses.replace(software(), recipe=made)
 
 

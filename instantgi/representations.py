@@ -180,8 +180,8 @@ class Seeds:
                 raise ValueError(
                     f"{name} must be {list(shape)}, got {list(getattr(self, name).shape)}"
                 )
-        if num != self.grid.num:
-            raise ValueError(f"the grid has {self.grid.num} seeds, there are features of {num}")
+        if num != self.grid.count:
+            raise ValueError(f"the grid has {self.grid.count} seeds, there are features of {num}")
         if self.colors.sizes[2] % per_seed or self.shapes.sizes[2] != 3 * per_seed:
             raise ValueError(
                 f"networks for {per_seed} Gaussians a seed have so many colors and 3 times as many "
@@ -210,7 +210,7 @@ class Seeds:
         bases = _single(bases)
         values = (symbols * cls._steps(grid, bases, context)).float()
         features, scalings, offsets = values.split(context.counts, 1)
-        offsets = offsets.reshape(grid.num, -1, 2)
+        offsets = offsets.reshape(grid.count, -1, 2)
         return cls(
             grid,
             features.contiguous(),
@@ -239,7 +239,7 @@ class Seeds:
         grid: SeedGrid, bases: tuple[float, float, float], context: Context
     ) -> Float[Tensor, "N D"]:
         """float64."""
-        return steps_of(bases, context.integers(grid)[2])[:, context.kinds()]
+        return steps_of(bases, context.turns(grid))[:, context.kinds()]
 
     @property
     def bits(self) -> Float[Tensor, "N D"]:
@@ -265,7 +265,7 @@ class Seeds:
         """All Gaussians, seed by seed."""
         points = self.grid.points.to(self.features)
         parts = []
-        for begin in range(0, self.grid.num, CHUNK):
+        for begin in range(0, self.grid.count, CHUNK):
             chunk = slice(begin, begin + CHUNK)
             numbers = self.features[chunk], self.offsets[chunk], self.scalings[chunk].exp()
             parts.append(gaussians_of(points[chunk], *numbers, self.colors, self.shapes))
@@ -289,7 +289,7 @@ class Seeds:
         return self.map(Tensor.detach)
 
     def __len__(self) -> int:
-        return self.grid.num * self.per_seed
+        return self.grid.count * self.per_seed
 
 
 Representation = Gaussians | Mixture | Levels | Seeds

@@ -478,7 +478,13 @@ def read_seeds(chunks: list[tuple[bytes, bytes]], header: dict) -> list[Gaussian
             for (n, _), number in zip(cells, numbers, strict=True):
                 values[n].append(number)
             begin += count
-    header["symbols"] = values
+    header["symbols"], header["values"] = values, []
+    for row, turn in zip(values, turns, strict=True):
+        steps = [
+            math.ldexp(base * ROOTS[t % 4], t // 4) for base, t in zip(bases, turn, strict=True)
+        ]
+        each = [steps[kind] for kind, count in enumerate(counts) for _ in range(count)]
+        header["values"].append([value * step for value, step in zip(row, each, strict=True)])
     header["blocks"] = -(-num // 2**14)
     return gaussians_of_seeds(points, values, turns, bases, counts, layers[:2], header)
 

@@ -406,7 +406,7 @@ def test_old_files_are_decoded_for_ever(path):
     file = open_file(data)
     parts = [file.made()]
     if isinstance(parts[0], Seeds):
-        numbers = parts[0].symbols.numpy().astype("<i4")
+        numbers = values_of(parts[0]).numpy().astype("<f4")
         assert hashlib.sha256(numbers.tobytes()).hexdigest() == expected["gaussians"]
         assert [file.profile, len(file.blocks), *numbers.shape] == expected["shape"]
         return
@@ -1170,6 +1170,10 @@ SEED_SCENES = [
 ]
 
 
+def values_of(seeds: Seeds) -> torch.Tensor:
+    return torch.cat([seeds.features, seeds.scalings, seeds.offsets.flatten(1)], 1)
+
+
 def tensors_of(seeds: Seeds) -> list[torch.Tensor]:
     assert seeds.context is not None
     networks = (seeds.colors, seeds.shapes, seeds.context.network)
@@ -1188,6 +1192,7 @@ def test_seeds_come_back_and_are_what_the_specification_says(scene):
     assert (made.grid, made.bases) == (seeds.grid, seeds.bases)
     head, rows = format_reference.read(data)
     assert head["symbols"] == seeds.symbols.tolist()
+    assert torch.equal(torch.tensor(head["values"], dtype=torch.float64).float(), values_of(made))
     flat = made.flat()
     numbers = torch.cat([getattr(flat, name) for name in FIELDS], 1)
     torch.testing.assert_close(torch.tensor(rows), numbers, rtol=1e-3, atol=1e-5)
@@ -1221,6 +1226,22 @@ def test_the_beginning_of_a_file_of_seeds_is_a_coarser_picture(monkeypatch):
             with pytest.raises(FormatError, match="ends early"):
                 decode(some)
     assert torch.equal(draw(decode(pack(chunks[:12]), whole=False), 40, 60), whole)
+
+
+def test_a_beginning_without_seeds_is_nothing_however_many_it_promises():
+    seeds = random_seeds(50, 40, 60)
+    head, shared, *rest = unpack(encode(seeds, 40, 60, profile="seeds"))
+    many = 2**26 // 3 // 3 * 3
+    header_fields = list(struct.unpack("<BBBBIII", head.payload))
+    header_fields[6] = 3 * many
+    chunks = [
+        Chunk(b"HEAD", struct.pack("<BBBBIII", *header_fields)),
+        Chunk(b"SEED", shared.payload[:4] + struct.pack("<I", many) + shared.payload[8:]),
+        rest[0],
+    ]
+    assert len(flat(decode(pack(chunks)[:-12], whole=False))) == 0
+    with pytest.raises(FormatError, match="Gaussians in [0-9]+ bytes"):
+        decode(pack([*chunks, *rest[1:2]])[:-12], whole=False)
 
 
 def test_seeds_in_other_profiles_are_their_gaussians():

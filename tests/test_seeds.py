@@ -449,6 +449,25 @@ def test_gradient_of_the_loss_is_right(paper):
     assert_close(values.grad, torch.autograd.grad(loss, again)[0], rtol=1e-3, atol=1e-7)
 
 
+def test_a_few_more_steps_do_not_spoil_seeds():
+    random = torch.Generator().manual_seed(2)
+    image = (picture(96, 128) + 0.05 * torch.randn(3, 96, 128, generator=random)).clamp(0, 1)
+    made = fit_image(image, method=SGI(), num_gaussians=2100, iterations=150)
+    again = fit_image(image, made, method=SGI(), iterations=3)
+    before, after = (psnr(draw(each, 96, 128), image) for each in (made, again))
+    assert after > before - 0.2
+    assert float(again.bits.sum()) < 1.1 * float(made.bits.sum())
+
+
+@pytest.mark.parametrize("scene", [(400, 50, 90), (57, 3, 1000), (91, 1000, 2), (33, 700, 3)])
+def test_the_first_seeds_are_those_of_the_grid(scene):
+    num, height, width = scene
+    whole = SeedGrid(num, height, width, 1).places
+    for first in (1, 2, 17, num - 1, num):
+        some = SeedGrid(num, height, width, 1, first=first)
+        assert torch.equal(some.places, whole[:first])
+
+
 def test_a_fit_goes_on_from_seeds():
     image = picture(48, 64)
     made = fit_image(image, method=SGI(per_seed=2), num_gaussians=600, iterations=60)

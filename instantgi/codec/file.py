@@ -402,28 +402,30 @@ class File(Index):
         return _joined(made or [_no_gaussians(self.channels)])
 
     def _decode_seeds(self, part: Part) -> Representation:
-        """Of the beginning of a file the Gaussians of those seeds that are there."""
+        """Of the beginning of a file those seeds that are there."""
         header, more = part.header, part.seeds
         if more is None or part.networks is None:
             return _no_gaussians(self.channels)
-        grid = SeedGrid(more.num, header.height, header.width, more.random_seed)
+        present = [i for i, found in part.planes.items() if found]
+        held = sum(part.blocks[i].size[0] for i in present)
+        if not held:
+            return _no_gaussians(self.channels)
+        grid = SeedGrid(more.num, header.height, header.width, more.random_seed, first=held)
         networks = part.networks.payload(self._data)
         colors, shapes, context = seeds.decode_networks(networks, more, grid, header.channels)
-        numbers = np.zeros((more.num, sum(more.counts)), np.int64)
-        there = np.zeros(more.num, bool)
-        for i, block in enumerate(part.blocks):
+        numbers = np.zeros((held, sum(more.counts)), np.int64)
+        for i in present:  # a beginning of all blocks: their chunks are in order
             payloads = [frame.payload(self._data) for frame in part.planes[i]]
-            first, num = block.origin[0], block.size[0]
+            first, num = part.blocks[i].origin[0], part.blocks[i].size[0]
             numbers[first : first + num] = seeds.decode_block(context, grid, first, num, payloads)
-            there[first : first + num] = len(payloads) > 0
+        if held == more.num:
+            grid = dataclasses.replace(grid, first=None)
         symbols = torch.from_numpy(numbers)
         made = Seeds.from_symbols(grid, symbols, colors, shapes, more.bases, context)
         gaussians = made.flat()
         if not all(getattr(gaussians, name).isfinite().all() for name in FIELDS):
             raise FormatError("is damaged: a seed's Gaussian is not finite")
-        if there.all():
-            return made
-        return gaussians[torch.from_numpy(there.repeat(made.per_seed))]
+        return made
 
     def render(
         self,
@@ -434,7 +436,7 @@ class File(Index):
     ) -> Float[Tensor, "C h w"]:
         """The picture, or a part (x, y, width, height) of it, at any size; see `draw_part`.
 
-        Only blocks that show in the part are decoded.
+        Only blocks that show in the part are decoded; of seeds, all are.
 
         Raises:
             FormatError: if the file is damaged there.

@@ -34,7 +34,7 @@ FULL = b"FULL"  # all numbers of a lossless file
 KINDS = (b"POSI", b"SIZE", b"LUMA", b"CHRO", b"SHAP")  # of numbers, in the order of a file
 SEED_KINDS = (b"FEAT", b"SCAL", b"OFFS")
 SEEDS_PER_BLOCK = 2**14
-NUMBERS_OF_ONE = 32  # of seeds, that count as a Gaussian
+NUMBERS_OF_ONE, PRODUCTS_OF_ONE = 8, 1024  # of seeds, that count as a Gaussian
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,8 +294,12 @@ class SeedsHeader:
 
     def weight(self, block: Block) -> int:
         """Gaussians that take as long to decode as this block's, or as many as it has."""
-        numbers = block.size[0] * sum(self.counts)
-        return max(block.num_gaussians, numbers // NUMBERS_OF_ONE)
+        numbers, levels = sum(self.counts), len(self.resolutions)
+        of_colors, of_shapes, of_context = self.hidden
+        products = (of_colors + of_shapes) * (self.features + 4 * self.per_seed)
+        products += of_context * (4 * levels + 2 * numbers + 3) + 64 * levels
+        of_one = max(self.per_seed, numbers // NUMBERS_OF_ONE, products // PRODUCTS_OF_ONE)
+        return block.size[0] * of_one
 
     def blocks(self) -> list[Block]:
         """Runs of seeds."""

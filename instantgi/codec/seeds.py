@@ -23,6 +23,8 @@ def header_of(seeds: Seeds) -> SeedsHeader:
     context, grid = seeds.context, seeds.grid
     if context is None or seeds.bases is None:
         raise ValueError("seeds that are not rounded have no file of their own; use lossless")
+    if grid.count < grid.num:
+        raise ValueError("these seeds are the beginning of a file; decode the whole of it")
     hidden = (seeds.colors.sizes[1], seeds.shapes.sizes[1], context.network.sizes[1])
     return SeedsHeader(
         grid.random_seed,
@@ -40,7 +42,7 @@ def encode_blocks(seeds: Seeds) -> list[list[bytes]]:
     """The payloads of each run of seeds, in the order of SEED_KINDS."""
     assert seeds.context is not None
     symbols = seeds.symbols
-    if len(symbols) and symbols.abs().max() > LARGEST_NUMBER:
+    if bool(((symbols > LARGEST_NUMBER) | (symbols < -LARGEST_NUMBER)).any()):
         raise ValueError("seeds have numbers of more than 2^30 steps, which no file holds")
     blocks = []
     for begin in range(0, seeds.grid.num, SEEDS_PER_BLOCK):
@@ -128,7 +130,7 @@ def decode_networks(
     for inputs, hidden, outputs in sizes:
         shapes = [(inputs, hidden), (hidden,), (hidden, outputs), (outputs,)]
         bits = next(head)
-        if bits > MOST_BITS:
+        if bits > (WEIGHT_BITS if len(networks) == 2 else MOST_BITS):
             raise FormatError(f"is damaged: weights in steps of 2^-{bits}")
         tensors = []
         for shape in shapes:

@@ -104,6 +104,7 @@ class _Encoder:
         pixels = math.prod(self.size)
         usual = 0.008 if profile != "seeds" else 0.02
         self.usual, self.most = max(2, round(usual * pixels)), max(2, pixels // 2)
+        self.is_search = any((target.bpp, target.num_bytes, target.psnr))
         self.fewest = 2 if profile != "seeds" else SGI().per_seed
         self.fits: dict[tuple[int, float], Any] = {}
         self.began, self.slowest = time.perf_counter(), 0.0
@@ -154,7 +155,8 @@ class _Encoder:
         if key not in self.fits:
             limits: dict[str, Any] = {"iterations": self.target.iterations}
             if self.target.seconds is not None:
-                limits["seconds"] = max(0.0, SHARE * self.left())
+                is_all = self.profile in ("seeds", "lossless") and not self.is_search
+                limits["seconds"] = max(0.0, (0.97 if is_all else SHARE) * self.left())
             steps, began = 0, time.perf_counter()
 
             def look(progress: Progress) -> None:

@@ -40,6 +40,7 @@ SAMPLED, FEWEST_SAMPLED = 0.05, 2**14  # of the seeds whose bits a step looks at
 SMALLEST = 1e-3  # px, of a size that the paper's rounding makes 0
 PUBLISHED_GRID = (18, 24, 33, 44, 59, 80, 108, 148, 201, 275, 376, 514)
 LONGEST = 2**13
+KEPT_SIGN, SPEED_OF_MORE = 0.1, 0.1  # of seeds that a fit goes on from
 NAMES = ("features", "scalings", "offsets", "colors", "shapes", "context")
 
 
@@ -53,8 +54,8 @@ class Recipe:
             that fall linearly to a fiftieth in the last two fifths.
         betas: of Adam.
         bases: steps of features, sizes and offsets; sizes are in px if `linear`, else logarithms.
-        absolute: the loss is the mean absolute difference, not the root of the mean square, which is
-            as large, so that λ means the same.
+        absolute: the loss is the mean absolute difference, not the root of the mean square, which
+            is about as large, so that λ means the same.
         context_from: share of the fit after which the context is learned and steps change.
         rounded_from: share after which numbers are rounded and not noisy.
     """
@@ -95,21 +96,22 @@ OURS = Recipe(
 class SGI:
     """Seeds that do not move, each the root of some Gaussians, fitted and made short at once.
 
-    The N / K seeds of `SeedGrid` have F features, four sizes and K offsets, of which two networks
-    make K Gaussians each, see `gaussians_of`. Adam moves all of it on how far the sum is from the
-    picture, plus λ times the mean number of bits of a seed's numbers. These are rounded to steps in
-    a file: during the fit noise as wide as a step stands for that, at first of `bases`, and later
-    of what `Context` makes of them, learned together with how probable it finds the numbers.
-    The first levels are fitted to smaller pictures. All parameters are in pixels of the whole
-    picture, so that nothing is to be done between two levels.
+    The N / K seeds of `SeedGrid`, rounded up, have F features, four sizes and K offsets, of which
+    two networks make K Gaussians each, see `gaussians_of`. Adam moves all of it on how far the sum
+    is from the picture, plus λ times the mean number of bits of a seed's numbers. These are rounded
+    to steps in a file: during the fit noise as wide as a step stands for that, at first of `bases`,
+    and later of what `Context` makes of them, learned together with how probable it finds the
+    numbers. The first levels are fitted to smaller pictures. All parameters are in pixels of the
+    whole picture, so that nothing is to be done between two levels.
 
     `paper`: what is published, on our exact kernels: sizes are rounded in pixels, to whole ones at
     first, all Gaussians of a seed start at its place, the context is normal and comes in the last
     fifth of the fit, the loss is the mean absolute difference. As in ours a context gives powers of
     √√2 of steps, cells of the hash grid are square, scales are exponentials, and seeds are not
-    dropped; no file holds sizes rounded like that. Ours: see `Recipe`; a seed's Gaussians start all
-    over its cell, and in the last twentieth of the fit numbers and networks are rounded, which
-    gradients do not see.
+    dropped; other than published, the steps of offsets are those of the last level from the
+    beginning, and signs cost nothing. No file holds sizes rounded like that. Ours: see `Recipe`; a
+    seed's Gaussians start all over its cell, and in the last twentieth of the fit numbers and
+    networks are rounded, which gradients do not see.
 
     Args:
         levels: 1 to 4; fewer in small pictures.
@@ -150,6 +152,10 @@ class SGI:
         self.random = torch.Generator().manual_seed(seed)  # of the start, on every device alike
         self.noise = torch.Generator(image.device).manual_seed(seed)
         self.bases, self.bits = self.recipe.bases, math.nan
+        if not self.recipe.linear:  # logarithms of the largest sizes stay within a context's reach
+            largest = math.log(max(2, *image.shape[1:]))
+            step = torch.tensor(max(self.bases[1], largest / 120)).item()  # of float32
+            self.bases = (self.bases[0], step, self.bases[2])
         levels = self.num_levels
         while levels > 1 and min(image.shape[1:]) >> (levels - 1) < FEWEST_PIXELS:
             levels -= 1
@@ -164,6 +170,7 @@ class SGI:
         counts = torch.tensor(self.counts)
         self.kinds = torch.arange(3).repeat_interleave(counts).to(image.device)
         self.iteration, self.level, self.context = 0, -1, None
+        self.speed = 1.0 if init is None else SPEED_OF_MORE
         numbers, self.colors, self.shapes = parameters
         self.features, self.scalings, self.offsets = (
             part.to(self.image).clone().requires_grad_() for part in numbers
@@ -189,8 +196,7 @@ class SGI:
         )
         self._set_level(0.0)
         if isinstance(init, Seeds) and init.context is not None and self.rate > 0:
-            # signs that a few steps can turn
-            self._learn(init.context.map(lambda part: part.to(self.image)), 1e-3)
+            self._learn(init.context.map(lambda part: part.to(self.image)), KEPT_SIGN)
 
     def step(self, progress: float) -> Tensor:
         self._set_level(progress)
@@ -230,7 +236,7 @@ class SGI:
         colors, shapes = colors.map(rounded), shapes.map(rounded)
         context = self._constant() if self.context is None else self._context()
         context = context.map(lambda part: part.detach().clone())
-        steps = steps_of(self.bases, context.integers(self.grid)[2])[:, self.kinds]
+        steps = steps_of(self.bases, context.turns(self.grid))[:, self.kinds]
         symbols = (numbers.double() / steps).round().long()
         if self.paper:
             return self._seeds((symbols * steps).float(), colors, shapes)
@@ -315,7 +321,7 @@ class SGI:
         slow = max(0.02, min(1.0, (1 - progress) / 0.4))
         for index, group in enumerate(self.optimizer.param_groups):
             factor = slow if last is None else (last[index] / first[index]) ** progress
-            group["lr"] = first[index] * factor
+            group["lr"] = self.speed * first[index] * factor
 
     # --- numbers and their bits ------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ class SeedGrid:
     z ← (z ⊕ z≫30) 0xBF58476D1CE4E5B9, then z ← (z ⊕ z≫27) 0x94D049BB133111EB, then z ⊕ z≫31
     (splitmix64: Steele, Lea and Flood, 2014).
 
+    Attributes:
+        first: only so many of the seeds are there, as at the beginning of a file; None for all.
+
     Raises:
         ValueError: if a number is out of range.
     """
@@ -40,6 +43,7 @@ class SeedGrid:
     height: int
     width: int
     random_seed: int = 0
+    first: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -52,6 +56,11 @@ class SeedGrid:
                 raise ValueError(
                     f"{name} of seeds must be from {low} to {high}, got {getattr(self, name)}"
                 )
+
+    @property
+    def count(self) -> int:
+        """Seeds that are there."""
+        return self.num if self.first is None else min(self.first, self.num)
 
     @property
     def columns(self) -> int:
@@ -71,14 +80,18 @@ class SeedGrid:
     def places(self) -> Int64[Tensor, "N 2"]:
         """(x, y) in 1/128 px, all odd, row by row."""
         total = self.rows * self.columns
-        cells = np.arange(total)
         excess = total - self.num
+        # cells that hold the first seeds: each run of total / excess cells has one without
+        needed = min(total, (self.count + 2) * total // self.num + 2)
+        cells = np.arange(needed)
         if excess:
-            ends = np.arange(excess + 1) * total // excess
+            runs = min(excess, needed * excess // total + 1)
+            ends = np.arange(runs + 1) * total // excess
             lengths = np.diff(ends).astype(np.uint64)
-            dropped = ends[:-1] + (self._hash(excess, DROPPED) % lengths).astype(np.int64)
-            cells = np.delete(cells, dropped)
-        jitter = self._hash(total, JITTER)[cells]
+            dropped = ends[:-1] + (self._hash(runs, DROPPED) % lengths).astype(np.int64)
+            cells = np.delete(cells, dropped[dropped < needed])
+        cells = cells[: self.count]
+        jitter = self._hash(needed, JITTER)[cells]
         places = []
         for index, shift, side, count in (
             (cells % self.columns, 0, self.width, self.columns),

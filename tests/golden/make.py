@@ -71,7 +71,7 @@ def write(name: str, data: bytes) -> dict[str, Any]:
     first = found[0][0]
     numbers = np.array(rows, "<f4").reshape(len(rows), 5 + first["channels"])
     if "symbols" in first:  # Gaussians of seeds are not the same bits everywhere
-        numbers = np.array(first["symbols"], "<i4")
+        numbers = np.array(first["values"], "<f4")
     (FOLDER / f"{name}.gi").write_bytes(data)
     return {
         "file": hashlib.sha256(data).hexdigest(),
