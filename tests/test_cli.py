@@ -16,7 +16,8 @@ from instantgi.codec import open_file
 from instantgi.infer import STARTS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("infer", "fit", "encode", "decode", "info", "export", "import", "bench", "doctor")
+COMMANDS = ("infer", "fit", "encode", "decode", "info", "view", "export", "import", "bench")
+COMMANDS += ("doctor",)
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_export_and_import_keep_the_gaussians(result, tmp_path):
     torch.testing.assert_close(*means, atol=48 / 4096, rtol=0)  # half floats
 
 
-@pytest.mark.parametrize("command", ["decode", "info", "export", "import"])
+@pytest.mark.parametrize("command", ["decode", "info", "view", "export", "import"])
 def test_wrong_files_are_one_line(command, picture, tmp_path, capsys):
     for source in (picture, tmp_path / "none"):
         output = tmp_path / "out.png"

@@ -66,31 +66,31 @@ export class Drawing {
   // --- the canvas --------------------------------------------------------------------------------
 
   // view: {x, y, scale}: where the picture's corner is on the canvas, px, and px for each of its own.
-  // shown: {counts of each part, ellipses, centers, errors, split: canvas px or 0, background, ink}.
+  // shown: {counts of each part, ellipses, centers, errors: whether they are seen, blocks: their side
+  // in canvas px, 1 for a picture as it is, split: where the original ends, canvas px, and colors}.
   draw(view, shown) {
     const { gl, picture } = this;
     const { drawingBufferWidth: width, drawingBufferHeight: height } = gl;
     const box = boxOf(view, picture, width, height);
     if (shown.errors) this.compare(shown.counts);
     const origin = [(box.x - view.x) / view.scale, (box.y - view.y) / view.scale];
-    let drawn = { texture: this.blank };
-    let samples = 1;
-    if (box.width && box.height) {
-      samples = samplesOf(view.scale, box.width * box.height);
-      const fine = view.scale * samples;
-      drawn = this.render(shown.counts, box.width * samples, box.height * samples, origin, fine);
-    }
+    const [wide, high] = [box.width, box.height].map((side) => Math.ceil(side / shown.blocks));
+    const samples = shown.blocks > 1 ? 1 : samplesOf(view.scale, wide * high);
+    const scale = (view.scale * samples) / shown.blocks;
+    const drawn = wide && high
+      ? this.render(shown.counts, wide * samples, high * samples, origin, scale)
+      : { texture: this.blank };
     gl.bindFramebuffer(gl.FRAMEBUFFER, null);
     gl.viewport(0, 0, width, height);
     this.fill("show", shaders.SHOW_FRAGMENT, {
-      picture: drawn.texture, samples, channels: picture.channels,
+      picture: drawn.texture, samples, blocks: shown.blocks, channels: picture.channels,
       box: [box.x, box.y, box.width, box.height],
       origin, stride: [1 / view.scale, 1 / view.scale], pictureSize: [picture.width, picture.height],
-      canvasHeight: height, split: this.original ? shown.split : 0, cell: shown.cell ?? 8,
+      canvasHeight: height, split: this.original ? shown.split : 0, cell: shown.cell,
       original: this.original ?? this.blank, errors: (shown.errors && this.compared?.texture) || this.blank,
       showsErrors: Boolean(shown.errors && this.compared), background: shown.background,
     });
-    if (box.width && box.height) this.mark(view, shown, box, width, height);
+    if (wide && high) this.mark(view, shown, box, width, height);
   }
 
   mark(view, shown, box, width, height) {

@@ -40,7 +40,7 @@ function open(bytes, name) {
   } catch (error) {
     return complain(error, name);
   }
-  say("message", "");
+  if (drawing) say("message", ""); // else it says why there is no picture
   const { original, file } = state;
   if (original && !isOfSize(original, file)) setOriginal(null);
   view.show(file);
@@ -88,7 +88,7 @@ async function openOriginal(blob, name) {
     const other = file ? `the file of Gaussians ${file.width}x${file.height}` : "there is no file yet";
     throw new FormatError(`has ${bitmap.width}x${bitmap.height} pixels, ${other}`);
   }
-  say("message", "");
+  if (drawing) say("message", "");
   setOriginal(bitmap);
 }
 
@@ -184,8 +184,13 @@ function showControls() {
 
 // --- drawing -------------------------------------------------------------------------------------
 
+const PATIENCE = 60; // ms that a frame may take while something moves
+
 let isDue = false;
+let isMoving = false;
+let resting = 0; // a timer
 let fence = null;
+let cost = 0; // ms of a frame without blocks, about
 
 // Draws once, at the next frame, or as soon as the graphics card is done with the one before.
 function invalidate() {
@@ -195,14 +200,26 @@ function invalidate() {
   if (!fence) requestAnimationFrame(drawFrame);
 }
 
+// The same while something moves: a slow machine then draws in blocks, and all of it at rest.
+function move() {
+  isMoving = true;
+  clearTimeout(resting);
+  resting = setTimeout(() => {
+    isMoving = false;
+    invalidate();
+  }, 180);
+  invalidate();
+}
+
 function drawFrame() {
   isDue = false;
   if (!drawing || !state.file) return;
   const began = performance.now();
+  const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : 1;
   try {
     const dots = devicePixelRatio;
     drawing.draw(view.corner(), {
-      counts: counts(), ellipses: state.ellipses, centers: state.centers, errors: state.errors,
+      counts: counts(), ellipses: state.ellipses, centers: state.centers, errors: state.errors, blocks,
       split: state.split === null ? 0 : state.split * canvas.width, background: GROUND, cell: 8 * dots,
       ellipseInk: INK.ellipses, centerInk: INK.centers, pointSize: Math.max(2, 3 * dots),
     });
@@ -213,12 +230,12 @@ function drawFrame() {
   const { gl } = drawing;
   fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
-  awaitFence(began);
+  awaitFence(began, blocks);
 }
 
 const channel = new MessageChannel(); // a timer would wait for 4 ms
 
-function awaitFence(began) {
+function awaitFence(began, blocks) {
   const { gl } = drawing;
   channel.port1.onmessage = () => {
     if (!gl.isContextLost() && gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
@@ -227,12 +244,16 @@ function awaitFence(began) {
     }
     gl.deleteSync(fence);
     fence = null;
-    const milliseconds = performance.now() - began;
-    find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
-    if (isDue) requestAnimationFrame(drawFrame);
-    else scheduleQuality();
+    finishFrame(performance.now() - began, blocks);
   };
   channel.port2.postMessage(null);
+}
+
+function finishFrame(milliseconds, blocks) {
+  cost = milliseconds * blocks ** 2;
+  find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
+  if (isDue) requestAnimationFrame(drawFrame);
+  else if (!isMoving) scheduleQuality();
 }
 
 let timer = 0;
@@ -317,7 +338,7 @@ canvas.addEventListener("pointermove", (event) => {
   const after = middle();
   view.pan(after.x - before.x, after.y - before.y);
   if (before.spread > 0 && after.spread > 0) view.zoom(after.spread / before.spread, after.x, after.y);
-  invalidate();
+  move();
 });
 for (const name of ["pointerup", "pointercancel"]) {
   canvas.addEventListener(name, (event) => {
@@ -331,22 +352,22 @@ canvas.addEventListener("wheel", (event) => {
   const { x, y } = place(event);
   const factor = Math.exp(-(event.ctrlKey ? 0.01 : 0.002) * event.deltaY * lines);
   view.zoom(Math.min(Math.max(factor, 0.25), 4), x, y);
-  invalidate();
+  move();
 }, { passive: false });
 canvas.addEventListener("dblclick", (event) => {
   const { x, y } = place(event);
   view.zoom(event.shiftKey ? 0.5 : 2, x, y);
-  invalidate();
+  move();
 });
 
 function zoomTo(scale) {
   view.zoom(scale / view.scale);
-  invalidate();
+  move();
 }
 
 function fit() {
   view.fit();
-  invalidate();
+  move();
 }
 
 const KEYS = {
@@ -363,7 +384,7 @@ document.addEventListener("keydown", (event) => {
   const arrow = ARROWS[event.key];
   if (arrow && event.target === canvas) {
     view.pan(...arrow.map((way) => 0.1 * way * Math.min(canvas.width, canvas.height)));
-    invalidate();
+    move();
   } else if (KEYS[event.key]) KEYS[event.key]();
   else return;
   event.preventDefault();
@@ -388,7 +409,7 @@ split.addEventListener("keydown", (event) => {
 
 function setSplit(share) {
   state.split = Math.min(Math.max(share, 0), 1);
-  invalidate();
+  move();
 }
 
 // --- controls ------------------------------------------------------------------------------------
@@ -409,7 +430,7 @@ find("compare").onclick = () => {
 };
 find("count").oninput = ({ target }) => {
   state.count = Number(target.value) === Number(target.max) ? Infinity : Number(target.value);
-  invalidate();
+  move();
 };
 find("step").oninput = ({ target }) => {
   state.step = Number(target.value);
@@ -455,6 +476,7 @@ async function start() {
 globalThis.instantgi = {
   ready: start(),
   open,
+  openOriginal: (bytes, name) => openOriginal(new Blob([bytes]), name),
   state,
   view,
   redraw: invalidate,

@@ -170,6 +170,7 @@ export const SHOW_FRAGMENT = `${HEAD}${AVERAGED}
 uniform ivec4 box;       // of the picture that is seen, canvas pixels: x, y, width, height
 uniform vec2 origin, stride, pictureSize;  // of canvas pixels in the box, in pixels of the picture
 uniform float canvasHeight, split, cell;
+uniform int blocks;      // canvas pixels of a block that has one color, along each side
 uniform sampler2D original, errors;
 uniform bool showsErrors;
 uniform vec3 background;
@@ -191,7 +192,7 @@ void main() {
   vec4 before = texture(original, at);
   float error = texture(errors, at).r;
   if (any(lessThan(pixel, ivec2(0))) || any(greaterThanEqual(pixel, box.zw))) return;
-  vec4 drawn = averaged(pixel);
+  vec4 drawn = averaged(pixel / blocks);
   if (showsErrors) drawn = vec4(heat(min(1.0, 2.0 * error)), 1.0);
   if (float(place.x) + 0.5 < split) drawn = before;
   vec2 square = floor(vec2(place) / cell);
