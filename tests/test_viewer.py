@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from scenes import random_gaussians
 
 from instantgi.cli import main
 from instantgi.codec import encode, open_file
+from instantgi.gaussians import Gaussians
 from instantgi.images import to_8bit
 from instantgi.render.draw import draw
 from instantgi.representations import Levels, Mixture, Seeds
@@ -107,6 +109,14 @@ def page(shared: Any, home: Path) -> Any:
     return shared
 
 
+def until(page: Any, expression: str, seconds: float = 30) -> None:
+    """Not the browser's own way of waiting, which the page's policy on scripts forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(20)
+
+
 def show(page: Any, path: Path) -> bool:
     data = base64.b64encode(path.read_bytes()).decode()
     return page.evaluate("([data, name]) => instantgi.open(bytesOf(data), name)", [data, path.name])
@@ -128,8 +138,8 @@ def expected_pixels(path: Path, scale: float = 1) -> np.ndarray:
     file = open_file(path)
     height, width = round(file.height * scale), round(file.width * scale)
     samples = max(1, round(1 / scale))
-    step = (1 / (samples * scale),) * 2
-    image = draw(file.made(), height * samples, width * samples, step=step)
+    step = 1 / (samples * scale)
+    image = draw(file.made(), height * samples, width * samples, step=(step, step))
     image = torch.nn.functional.avg_pool2d(image[None], samples)[0]
     return (255 * image.clamp(0, 1)).permute(1, 2, 0).numpy()
 
@@ -278,10 +288,24 @@ def test_page_refuses_what_python_refuses(page):
     assert found == [is_read(path) for path in CORPUS]
 
 
+def test_what_would_hang_the_computer_is_refused(page, tmp_path):
+    num = 60_000
+    scene = Gaussians(
+        torch.full((num, 2), 400.0), torch.tensor([[1e5, 0, 1e5]] * num), torch.zeros(num, 1)
+    )
+    path = tmp_path / "heavy.gi"
+    path.write_bytes(encode(scene, 600, 800, profile="lossless"))
+    assert show(page, path)
+    until(page, "!document.getElementById('message').hidden")
+    assert message(page).startswith("These Gaussians are too many and too large")
+    page.evaluate("instantgi.state.count = 20; instantgi.redraw()")
+    until(page, "document.getElementById('message').hidden")
+
+
 def test_window_shows_the_pixels_of_decode(page):
     page.evaluate("instantgi.state.split = null; instantgi.view.zoom(1 / instantgi.view.scale)")
     page.evaluate("instantgi.redraw()")
-    page.wait_for_function("document.getElementById('scale').textContent === '100%'")
+    until(page, "document.getElementById('scale').textContent === '100%'")
     page.wait_for_timeout(500)
     corner = page.evaluate("instantgi.view.corner()")
     box = page.locator("canvas").bounding_box()
@@ -313,7 +337,7 @@ def test_keys_wheel_and_drag_move_the_picture(page):
     at += " return [(200 - x) / scale, (150 - y) / scale]; })()"
     place = page.evaluate(at)
     page.mouse.wheel(0, -400)
-    page.wait_for_function(f"instantgi.view.scale > {1.5 * fitted}")
+    until(page, f"instantgi.view.scale > {1.5 * fitted}")
     assert np.allclose(page.evaluate(at), place, atol=0.2)  # stays under the pointer
     page.mouse.down()
     page.mouse.move(box["x"] + 260, box["y"] + 130, steps=3)
@@ -404,7 +428,7 @@ def test_original_left_of_the_split(page, home):
 
 
 def test_psnr_is_that_of_python(page, home):
-    page.wait_for_function("document.getElementById('quality').textContent.endsWith('dB')")
+    until(page, "document.getElementById('quality').textContent.endsWith('dB')")
     original = np.asarray(Image.open(home / "original.png")).astype(float)
     drawn = np.round(expected_pixels(GOLDEN / "v1_compact.gi"))
     expected = 10 * np.log10(255**2 / ((original - drawn) ** 2).mean())
@@ -415,7 +439,7 @@ def test_psnr_is_that_of_python(page, home):
 def test_dropped_files(page):
     good = base64.b64encode((GOLDEN / "v1_fast.gi").read_bytes()).decode()
     page.evaluate("file => drop([file])", [good, "other.gi", ""])
-    page.wait_for_function("document.getElementById('name').textContent === 'other.gi'")
+    until(page, "document.getElementById('name').textContent === 'other.gi'")
     assert "150 Gaussians" in page.locator("#facts").text_content()
     for data, text in (
         (b"\x89PNG", "bad.gi: is not a file of Gaussians: it begins otherwise"),
@@ -425,11 +449,11 @@ def test_dropped_files(page):
         ),
     ):
         page.evaluate("file => drop([file])", [base64.b64encode(data).decode(), "bad.gi", ""])
-        page.wait_for_function("!document.getElementById('message').hidden")
-        page.wait_for_function(f"document.getElementById('message').textContent === {text!r}")
+        until(page, "!document.getElementById('message').hidden")
+        until(page, f"document.getElementById('message').textContent === {text!r}")
     assert page.locator("#name").text_content() == "other.gi"  # what was shown stays
     page.evaluate("file => drop([file])", [good, "again.gi", ""])
-    page.wait_for_function("document.getElementById('message').hidden")
+    until(page, "document.getElementById('message').hidden")
 
 
 def test_dropped_picture_of_another_size_is_refused(page):
@@ -437,7 +461,7 @@ def test_dropped_picture_of_another_size_is_refused(page):
     Image.new("RGB", (6, 4)).save(written, "PNG")
     data = base64.b64encode(written.getvalue()).decode()
     page.evaluate("file => drop([file])", [data, "small.png", "image/png"])
-    page.wait_for_function("!document.getElementById('message').hidden")
+    until(page, "!document.getElementById('message').hidden")
     assert message(page) == "small.png: has 6x4 pixels, the file of Gaussians 50x37"
 
 
@@ -472,7 +496,7 @@ def test_phone(browser, home):
         points = [{"x": 180 - spread, "y": 250, "id": 0}, {"x": 180 + spread, "y": 250, "id": 1}]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.wait_for_function(f"instantgi.view.scale > {2 * before}")
+    until(page, f"instantgi.view.scale > {2 * before}")
     assert page.failures == []
     page.context.close()
 

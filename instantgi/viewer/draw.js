@@ -5,6 +5,7 @@ import { listTiles } from "./tiles.js";
 
 const MOST_SAMPLES = 2 ** 23; // pixels of a floating point target
 const MOST_COMPARED = 2 ** 26; // pixels of a picture that is compared with an original
+const MOST_PAIRS = 2e10; // of a Gaussian and a pixel that it may reach: more would hang the computer
 const CUTOFF = Math.log2(255);
 
 // This browser cannot draw; the message says why.
@@ -96,15 +97,16 @@ export class Drawing {
   mark(view, shown, box, width, height) {
     const { gl, picture } = this;
     if (!shown.ellipses && !shown.centers) return;
+    const left = Math.max(box.x, this.original ? Math.round(shown.split) : 0); // not on the original
     gl.enable(gl.SCISSOR_TEST);
-    gl.scissor(box.x, height - box.y - box.height, box.width, box.height);
+    gl.scissor(left, height - box.y - box.height, Math.max(0, box.x + box.width - left), box.height);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     const program = this.use("mark", shaders.MARK_VERTEX, shaders.MARK_FRAGMENT);
     picture.parts.forEach((part, i) => {
       const count = shown.counts[i];
       if (!count) return;
-      const scale = [0, 1].map((axis) => (view.scale * sizeOf(picture)[axis]) / sizeOf(part.header)[axis]);
+      const scale = [0, 1].map((axis) => (view.scale * sides(picture)[axis]) / sides(part.header)[axis]);
       const common = {
         ...placing([-view.x / scale[0], -view.y / scale[1]], scale), size: [width, height],
       };
@@ -129,11 +131,28 @@ export class Drawing {
   // which `scale` make one of its own, from `origin` on.
   render(counts, width, height, origin, scale) {
     const { picture } = this;
+    this.refuseTooMuch(counts, width, height, origin, scale);
     if (picture.renderer === "levels") return this.renderLevels(counts, width, height, origin, scale);
     const target = this.target("picture", width, height);
     if (picture.renderer === "mixture") this.renderMixture(target, counts, width, height, origin, scale);
     else this.renderSum(target, picture.parts[0], counts[0], width, height, origin, [scale, scale]);
     return target;
+  }
+
+  // Bytes are hostile: a small file can hold a million Gaussians, each of the size of the picture.
+  refuseTooMuch(counts, width, height, origin, scale) {
+    const { picture } = this;
+    if (counts.reduce((sum, count) => sum + count, 0) * width * height <= MOST_PAIRS) return;
+    const corner = origin.map((value) => value * scale);
+    let pairs = 0;
+    picture.parts.forEach(({ header, gaussians }, i) => {
+      const ratio = [0, 1].map((axis) => sides(picture)[axis] / sides(header)[axis]);
+      const radius = Math.sqrt(1.39 * (CUTOFF - Math.log2(header.epsilon ?? 1)));
+      pairs += countPairs(gaussians, counts[i], [width, height], corner, ratio.map((r) => r * scale), radius);
+    });
+    if (pairs > MOST_PAIRS) {
+      throw new Unsupported("These Gaussians are too many and too large to be drawn at once. Show fewer, or a smaller part.");
+    }
   }
 
   renderSum(target, part, count, width, height, origin, scale) {
@@ -174,7 +193,7 @@ export class Drawing {
     const last = Math.max(0, counts.findLastIndex((count) => count > 0));
     const key = counts.slice(0, last).join();
     if (this.levels?.key !== key) this.levels = { key, picture: last ? this.renderBelow(counts, last - 1) : null };
-    const ratio = [0, 1].map((axis) => sizeOf(picture.parts[last].header)[axis] / sizeOf(picture)[axis]);
+    const ratio = [0, 1].map((axis) => sides(picture.parts[last].header)[axis] / sides(picture)[axis]);
     const start = [origin[0] * ratio[0], origin[1] * ratio[1]];
     return this.renderLevel("picture", counts, last, this.levels.picture, width, height, start, ratio.map((r) => scale / r));
   }
@@ -194,7 +213,7 @@ export class Drawing {
     this.renderSum(sum, this.picture.parts[level], counts[level], width, height, origin, scale);
     const target = this.target(name, width, height);
     this.aim(target, width, height);
-    const [fine, coarse] = [level, Math.max(0, level - 1)].map((i) => sizeOf(this.picture.parts[i].header));
+    const [fine, coarse] = [level, Math.max(0, level - 1)].map((i) => sides(this.picture.parts[i].header));
     const ratio = [0, 1].map((axis) => coarse[axis] / fine[axis]);
     this.fill("level", shaders.LEVEL_FRAGMENT, {
       sum: sum.texture, below: below?.texture ?? this.blank, hasBelow: Boolean(below), range: [low, high],
@@ -408,7 +427,24 @@ function upload(gl, { num, channels, geometry, colors }) {
   return { array, buffers };
 }
 
-const sizeOf = ({ width, height }) => [width, height];
+const sides = ({ width, height }) => [width, height];
+
+// Pixels in the boxes around the first `count` ellipses, within a target.
+function countPairs({ geometry }, count, size, corner, scale, radius) {
+  let pairs = 0;
+  for (let n = 0; n < count; n++) {
+    const at = 5 * n;
+    let area = 1;
+    for (let axis = 0; axis < 2; axis++) {
+      const reach = radius * (axis ? Math.hypot(geometry[at + 3], geometry[at + 4]) : Math.abs(geometry[at + 2]));
+      const begin = (geometry[at + axis] - reach) * scale[axis] - corner[axis];
+      const end = begin + 2 * reach * scale[axis];
+      area *= Math.max(0, Math.min(end, size[axis]) - Math.max(begin, 0));
+    }
+    pairs += area || 0;
+  }
+  return pairs;
+}
 
 function placing(origin, scale) {
   const originHigh = origin.map(Math.fround);

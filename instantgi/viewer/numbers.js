@@ -94,22 +94,24 @@ function levelsOf(colors, num) {
 function merged(classes) {
   const num = classes.length;
   const rare = Math.max(40, Math.floor(Math.floor(num / 12) / 2));
-  const counts = new Map();
-  for (const value of classes) counts.set(value, (counts.get(value) ?? 0) + 1);
-  const names = new Map();
+  const lowest = classes.reduce((a, b) => Math.min(a, b), 0); // of sizes at least −2560
+  const counts = new Uint32Array(classes.reduce((a, b) => Math.max(a, b), 0) - lowest + 1);
+  for (let n = 0; n < num; n++) counts[classes[n] - lowest]++;
+  const names = new Uint8Array(counts.length);
   let number = 0;
   let filled = 0;
   let following = num;
-  for (const value of [...counts.keys()].sort((a, b) => a - b)) {
-    names.set(value, number);
-    filled += counts.get(value);
-    following -= counts.get(value);
+  counts.forEach((count, value) => {
+    if (!count) return;
+    names[value] = number;
+    filled += count;
+    following -= count;
     if (filled >= rare && following >= rare && number + 1 < 12) {
       number += 1;
       filled = 0;
     }
-  }
-  return { names: Uint8Array.from(classes, (value) => names.get(value)), count: number + 1 };
+  });
+  return { names: Uint8Array.from(classes, (value) => names[value - lowest]), count: number + 1 };
 }
 
 function readClasses(payload, classes, planes, num) {
@@ -209,19 +211,21 @@ function halved(cells, onLeft) {
   onLeft.forEach((left, i) => (count += (left > 0) + (left < cells.num[i])));
   const made = cellsOf(count);
   let n = 0;
-  onLeft.forEach((left, i) => {
+  const put = (i, isWide, begin, length, points) => {
+    if (!points) return;
+    made.x[n] = cells.x[i] + (isWide ? begin : 0);
+    made.y[n] = cells.y[i] + (isWide ? 0 : begin);
+    made.wide[n] = isWide ? length : cells.wide[i];
+    made.high[n] = isWide ? cells.high[i] : length;
+    made.num[n++] = points;
+  };
+  for (let i = 0; i < onLeft.length; i++) {
     const isWide = cells.wide[i] >= cells.high[i];
     const side = isWide ? cells.wide[i] : cells.high[i];
     const first = (side + 1) >> 1;
-    for (const [points, begin, length] of [[left, 0, first], [cells.num[i] - left, first, side - first]]) {
-      if (!points) continue;
-      made.x[n] = cells.x[i] + (isWide ? begin : 0);
-      made.y[n] = cells.y[i] + (isWide ? 0 : begin);
-      made.wide[n] = isWide ? length : cells.wide[i];
-      made.high[n] = isWide ? cells.high[i] : length;
-      made.num[n++] = points;
-    }
-  });
+    put(i, isWide, 0, first, onLeft[i]);
+    put(i, isWide, first, side - first, cells.num[i] - onLeft[i]);
+  }
   return made;
 }
 

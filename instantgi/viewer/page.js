@@ -191,6 +191,7 @@ let isMoving = false;
 let resting = 0; // a timer
 let fence = null;
 let cost = 0; // ms of a frame without blocks, about
+let hasFailed = false; // the last frame, and the message says so
 
 // Draws once, at the next frame, or as soon as the graphics card is done with the one before.
 function invalidate() {
@@ -224,9 +225,12 @@ function drawFrame() {
       ellipseInk: INK.ellipses, centerInk: INK.centers, pointSize: Math.max(2, 3 * dots),
     });
   } catch (error) {
+    hasFailed = true;
     complain(error, state.name);
     return;
   }
+  if (hasFailed) say("message", "");
+  hasFailed = false;
   const { gl } = drawing;
   fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
