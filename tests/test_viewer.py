@@ -519,6 +519,20 @@ def test_browser_that_cannot_draw_says_so(browser, home, script, text):
     page.context.close()
 
 
+def test_page_draws_again_after_the_graphics_card_has_dropped_it(browser, home):
+    page = open_page(browser, home, 800, 600)
+    page.evaluate(
+        "globalThis.card = document.querySelector('canvas').getContext('webgl2')"
+        ".getExtension('WEBGL_lose_context'); card.loseContext()"
+    )
+    until(page, "document.getElementById('message').textContent.includes('has dropped')")
+    page.evaluate("card.restoreContext()")
+    until(page, "document.getElementById('message').hidden")
+    assert distance(pixels_of(page, 37, 50), expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+    assert page.failures == []
+    page.context.close()
+
+
 def test_half_precision_where_there_is_no_other(browser, home):
     script = (
         "const known = WebGL2RenderingContext.prototype.getExtension;"

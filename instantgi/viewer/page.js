@@ -265,10 +265,10 @@ let timer = 0;
 // The PSNR is of the whole picture: once nothing moves.
 function scheduleQuality() {
   clearTimeout(timer);
-  if (state.original === null || !drawing.canCompare()) return;
   timer = setTimeout(() => {
     try {
-      const compared = drawing.compare(counts());
+      const compared = drawing?.compare(counts());
+      if (!compared) return; // there is no original, or none any more
       find("quality").textContent = Number.isFinite(compared.psnr) ? `${compared.psnr.toFixed(2)} dB` : "lossless";
     } catch (error) {
       complain(error, state.name);
@@ -480,6 +480,7 @@ async function start() {
 globalThis.instantgi = {
   ready: start(),
   open,
+  decode: (bytes) => readFile(bytes).parts.map((part) => part.decode()),
   openOriginal: (bytes, name) => openOriginal(new Blob([bytes]), name),
   state,
   view,
