@@ -348,8 +348,8 @@ def _view(commands: Any) -> None:
         "view",
         _run_view,
         "write a page that shows a file of Gaussians in a browser",
-        "The page holds the file and needs no network: zoom without limit, ellipses, levels and "
-        "stages, the original beside it. Other files can be dropped on it.",
+        "The page holds the file and needs no network: zoom up to 16,000 times, ellipses, levels "
+        "and stages, the original beside it. Other files can be dropped on it.",
     )
     parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
     parser.add_argument("-o", "--output", required=True, metavar="OUT.html", help="(required)")
