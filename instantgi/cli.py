@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         _encode,
         _decode,
         _info,
+        _view,
         _export,
         _import,
         _bench,
@@ -339,6 +340,24 @@ def _info(commands: Any) -> None:
     parser = _command(commands, "info", _run_info, "say what a file of Gaussians holds")
     parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
     parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
+
+
+def _view(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "view",
+        _run_view,
+        "write a page that shows a file of Gaussians in a browser",
+        "The page holds the file and needs no network: zoom up to 16,000 times, ellipses, levels "
+        "and stages, the original beside it. Other files can be dropped on it.",
+    )
+    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.html", help="(required)")
+    parser.add_argument(
+        "--original",
+        metavar="PICTURE",
+        help="picture of the same size to compare with (default: none)",
+    )
 
 
 def _add_size(add: Callable[..., Any]) -> None:
@@ -804,6 +823,17 @@ def _run_info(options: argparse.Namespace) -> int:
                 for key, part in value.items()
             )
         print(f"{name + ':':15}{'-' if value is None else _printable(str(value))}")
+    return 0
+
+
+def _run_view(options: argparse.Namespace) -> int:
+    from instantgi.files import replace_on_success
+    from instantgi.viewer import page_of
+
+    if Path(options.output).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{options.output}: is no name of a page; pages end in .html")
+    with replace_on_success(options.output) as partial:  # refuses before the work, not after it
+        partial.write_text(page_of(options.file, options.original), "utf-8")
     return 0
 
 

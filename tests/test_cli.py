@@ -17,7 +17,8 @@ from instantgi.fit import SGI
 from instantgi.infer import STARTS, Recipe
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("infer", "fit", "encode", "decode", "info", "export", "import", "bench", "doctor")
+COMMANDS = ("infer", "fit", "encode", "decode", "info", "view", "export", "import", "bench")
+COMMANDS += ("doctor",)
 
 
 @pytest.fixture
@@ -266,7 +267,7 @@ def test_a_fit_of_seeds_writes_them_short(picture, tmp_path, capsys):
     assert "profile:       seeds" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["decode", "info", "export", "import"])
+@pytest.mark.parametrize("command", ["decode", "info", "view", "export", "import"])
 def test_wrong_files_are_one_line(command, picture, tmp_path, capsys):
     for source in (picture, tmp_path / "none"):
         output = tmp_path / "out.png"

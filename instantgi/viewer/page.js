@@ -1,0 +1,490 @@
+// The page: a file, its picture, and the controls.
+
+import { FormatError } from "./bytes.js";
+import { Drawing, Unsupported } from "./draw.js";
+import { readFile } from "./file.js";
+import { kindsOf } from "./numbers.js";
+import { View } from "./view.js";
+
+const KINDS = { POSI: "positions", SIZE: "+ sizes", LUMA: "+ luma", CHRO: "+ chroma", SHAP: "+ shapes" };
+const INK = { ellipses: [1, 1, 1, 0.55], centers: [1, 0.82, 0.3, 0.9] };
+const GROUND = [0x0d / 255, 0x0e / 255, 0x10 / 255];
+
+const find = (id) => document.getElementById(id);
+const canvas = find("canvas");
+const view = new View();
+const state = {
+  file: null, // what readFile found
+  name: "",
+  step: 1, // parts that are shown, or kinds of numbers
+  count: Infinity, // the first so many Gaussians
+  ellipses: false,
+  centers: false,
+  errors: false,
+  split: null, // share of the canvas that shows the original; null: none of it
+  original: null, // an ImageBitmap
+};
+let drawing = null;
+
+// --- files ---------------------------------------------------------------------------------------
+
+// Shows a file, or says in one line why not; what was shown before stays.
+function open(bytes, name) {
+  try {
+    const file = readFile(bytes);
+    file.byParts = file.parts.length > 1;
+    file.steps = file.byParts ? file.parts.length : file.parts[0].planes;
+    const parts = gaussiansOf(file, file.steps);
+    Object.assign(state, { file, name, step: file.steps, count: Infinity });
+    drawing?.setPicture({ ...file, parts });
+  } catch (error) {
+    return complain(error, name);
+  }
+  if (drawing) say("message", ""); // else it says why there is no picture
+  const { original, file } = state;
+  if (original && !isOfSize(original, file)) setOriginal(null);
+  view.show(file);
+  describe();
+  invalidate();
+  return true;
+}
+
+const isOfSize = (one, other) => one.width === other.width && one.height === other.height;
+
+function gaussiansOf(file, step) {
+  return file.parts.map(({ header, decode }) => ({ header, gaussians: decode(file.byParts ? undefined : step) }));
+}
+
+function complain(error, name) {
+  const isOurs = error instanceof FormatError || error instanceof Unsupported;
+  const text = isOurs ? error.message : `cannot be shown (${error.message})`;
+  say("message", name && !(error instanceof Unsupported) ? `${name}: ${text}` : text);
+  if (!isOurs) console.error(error);
+  return false;
+}
+
+function say(id, text) {
+  find(id).textContent = text;
+  find(id).hidden = !text;
+}
+
+async function openFile(file) {
+  try {
+    if (file.type.startsWith("image/")) await openOriginal(file, file.name);
+    else open(new Uint8Array(await file.arrayBuffer()), file.name);
+  } catch (error) {
+    complain(error, file.name);
+  }
+}
+
+// A picture to compare with.
+async function openOriginal(blob, name) {
+  const options = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
+  const bitmap = await createImageBitmap(blob, options).catch(() => {
+    throw new FormatError("is no picture that this browser can read");
+  });
+  const { file } = state;
+  if (!file || !isOfSize(bitmap, file)) {
+    const other = file ? `the file of Gaussians ${file.width}x${file.height}` : "there is no file yet";
+    throw new FormatError(`has ${bitmap.width}x${bitmap.height} pixels, ${other}`);
+  }
+  if (drawing) say("message", "");
+  setOriginal(bitmap);
+}
+
+function setOriginal(bitmap) {
+  state.original = bitmap;
+  drawing?.setOriginal(bitmap);
+  const canCompare = Boolean(drawing?.canCompare());
+  state.split = canCompare ? 0.5 : null;
+  state.errors = false;
+  for (const id of ["compare", "errors", "quality-box"]) find(id).hidden = !canCompare;
+  invalidate();
+}
+
+function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+// --- what is shown -------------------------------------------------------------------------------
+
+// How many Gaussians of each part: the first `count` of those parts that are shown.
+function counts() {
+  const { file, step } = state;
+  let left = state.count;
+  return file.parts.map(({ header }, i) => {
+    const shown = file.byParts && i >= step ? 0 : Math.min(header.num, left);
+    left -= shown;
+    return shown;
+  });
+}
+
+const numberOf = (value) => value.toLocaleString("en");
+
+function sizeText(bytes) {
+  if (bytes < 1000) return `${bytes} bytes`;
+  const [value, unit] = bytes < 1e6 ? [bytes / 1e3, "kB"] : [bytes / 1e6, "MB"];
+  return `${value.toFixed(value < 100 ? 1 : 0)} ${unit}`;
+}
+
+// What only another file changes.
+function describe() {
+  const { file, name } = state;
+  document.title = `${name} – instantgi`;
+  find("name").textContent = name;
+  find("name").title = name;
+  const bpp = (8 * file.numBytes) / (file.width * file.height);
+  const facts = [
+    `${file.width} × ${file.height}`, `${numberOf(file.num)} Gaussians`, sizeText(file.numBytes),
+    `${bpp.toFixed(bpp < 1 ? 3 : 2)} bpp`, file.profile, ...(file.renderer === "sum" ? [] : [file.renderer]),
+  ];
+  find("facts").replaceChildren(...facts.map((text) => Object.assign(document.createElement("span"), { textContent: text })));
+  canvas.setAttribute("aria-label", `${name}: a picture of ${file.width} by ${file.height} pixels, drawn from ${file.num} Gaussians`);
+  find("empty").hidden = true;
+  find("step-box").hidden = file.steps < 2;
+  find("step").max = file.steps;
+  find("step-name").textContent = file.renderer === "levels" ? "Level" : "Stage";
+  const notes = [];
+  if (drawing?.isHalf) notes.push("This graphics card adds in half precision: colors are off by a level or two.");
+  if (![1, 3, 4].includes(file.channels)) notes.push(`${file.channels} channels; the first ${Math.min(3, file.channels)} are shown.`);
+  if (file.hasColorProfile) notes.push("The file has a color profile; its values are shown as if they were sRGB.");
+  say("note", notes.join(" "));
+}
+
+function stepText() {
+  const { file, step } = state;
+  return file.byParts ? `${step} of ${file.steps}` : KINDS[kindsOf(file.channels)[step - 1]];
+}
+
+// The controls as the state has them.
+function showControls() {
+  const { file, split } = state;
+  const percent = 100 * view.scale;
+  find("scale").textContent = `${percent < 10 ? percent.toFixed(1) : numberOf(Math.round(percent))}%`;
+  for (const id of ["ellipses", "centers", "errors"]) find(id).setAttribute("aria-pressed", state[id]);
+  find("compare").setAttribute("aria-pressed", split !== null);
+  find("split").hidden = split === null;
+  find("legend").hidden = !state.errors;
+  if (split !== null) {
+    find("split").style.left = `${100 * split}%`;
+    find("split").setAttribute("aria-valuenow", Math.round(100 * split));
+    find("split").querySelector(".after").textContent = state.errors ? "Error" : "Gaussians";
+  }
+  if (!file) return;
+  const most = file.parts.reduce((sum, { header }, i) => sum + (file.byParts && i >= state.step ? 0 : header.num), 0);
+  find("count").max = most;
+  find("count").value = Math.min(state.count, most);
+  find("count-text").textContent = numberOf(Math.min(state.count, most));
+  find("step").value = state.step;
+  find("step-text").textContent = file.steps > 1 ? stepText() : "";
+}
+
+// --- drawing -------------------------------------------------------------------------------------
+
+const PATIENCE = 60; // ms that a frame may take while something moves
+
+let isDue = false;
+let isMoving = false;
+let resting = 0; // a timer
+let fence = null;
+let cost = 0; // ms of a frame without blocks, about
+let hasFailed = false; // the last frame, and the message says so
+
+// Draws once, at the next frame, or as soon as the graphics card is done with the one before.
+function invalidate() {
+  showControls();
+  if (isDue) return;
+  isDue = true;
+  if (!fence) requestAnimationFrame(drawFrame);
+}
+
+// The same while something moves: a slow machine then draws in blocks, and all of it at rest.
+function move() {
+  isMoving = true;
+  clearTimeout(resting);
+  resting = setTimeout(() => {
+    isMoving = false;
+    invalidate();
+  }, 180);
+  invalidate();
+}
+
+function drawFrame() {
+  isDue = false;
+  if (!drawing || !state.file) return;
+  const began = performance.now();
+  const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : 1;
+  try {
+    const dots = devicePixelRatio;
+    drawing.draw(view.corner(), {
+      counts: counts(), ellipses: state.ellipses, centers: state.centers, errors: state.errors, blocks,
+      split: state.split === null ? 0 : state.split * canvas.width, background: GROUND, cell: 8 * dots,
+      ellipseInk: INK.ellipses, centerInk: INK.centers, pointSize: Math.max(2, 3 * dots),
+    });
+  } catch (error) {
+    hasFailed = true;
+    complain(error, state.name);
+    return;
+  }
+  if (hasFailed) say("message", "");
+  hasFailed = false;
+  const { gl } = drawing;
+  fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+  gl.flush();
+  awaitFence(began, blocks);
+}
+
+const channel = new MessageChannel(); // a timer would wait for 4 ms
+
+function awaitFence(began, blocks) {
+  const { gl } = drawing;
+  channel.port1.onmessage = () => {
+    if (!gl.isContextLost() && gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
+      channel.port2.postMessage(null);
+      return;
+    }
+    gl.deleteSync(fence);
+    fence = null;
+    finishFrame(performance.now() - began, blocks);
+  };
+  channel.port2.postMessage(null);
+}
+
+function finishFrame(milliseconds, blocks) {
+  cost = milliseconds * blocks ** 2;
+  find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
+  if (isDue) requestAnimationFrame(drawFrame);
+  else if (!isMoving) scheduleQuality();
+}
+
+let timer = 0;
+
+// The PSNR is of the whole picture: once nothing moves.
+function scheduleQuality() {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    try {
+      const compared = drawing?.compare(counts());
+      if (!compared) return; // there is no original, or none any more
+      find("quality").textContent = Number.isFinite(compared.psnr) ? `${compared.psnr.toFixed(2)} dB` : "lossless";
+    } catch (error) {
+      complain(error, state.name);
+    }
+  }, 200);
+}
+
+function startDrawing() {
+  try {
+    drawing = new Drawing(canvas);
+  } catch (error) {
+    complain(error, "");
+    return;
+  }
+  if (!state.file) return;
+  drawing.setPicture({ ...state.file, parts: gaussiansOf(state.file, state.step) });
+  drawing.setOriginal(state.original);
+}
+
+canvas.addEventListener("webglcontextlost", (event) => {
+  event.preventDefault();
+  drawing = null;
+  fence = null;
+  say("message", "The graphics card has dropped this page; waiting for it.");
+});
+canvas.addEventListener("webglcontextrestored", () => {
+  say("message", "");
+  startDrawing();
+  invalidate();
+});
+
+new ResizeObserver(([entry]) => {
+  const [exact] = entry.devicePixelContentBoxSize ?? [];
+  canvas.width = Math.max(1, exact?.inlineSize ?? Math.round(entry.contentRect.width * devicePixelRatio));
+  canvas.height = Math.max(1, exact?.blockSize ?? Math.round(entry.contentRect.height * devicePixelRatio));
+  view.resize(canvas.width, canvas.height);
+  isDue = false; // a new size has cleared the canvas: draw before it is seen
+  showControls();
+  if (fence) isDue = true;
+  else drawFrame();
+}).observe(canvas);
+
+// --- mouse, touch and keys -----------------------------------------------------------------------
+
+const pointers = new Map(); // where each one is, canvas pixels
+
+function place(event) {
+  const box = canvas.getBoundingClientRect();
+  const dots = canvas.width / box.width;
+  return { x: (event.clientX - box.left) * dots, y: (event.clientY - box.top) * dots };
+}
+
+function middle() {
+  const all = [...pointers.values()];
+  const x = all.reduce((sum, each) => sum + each.x, 0) / all.length;
+  const y = all.reduce((sum, each) => sum + each.y, 0) / all.length;
+  const spread = all.reduce((sum, each) => sum + Math.hypot(each.x - x, each.y - y), 0) / all.length;
+  return { x, y, spread };
+}
+
+canvas.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0) return;
+  canvas.setPointerCapture(event.pointerId);
+  pointers.set(event.pointerId, place(event));
+  canvas.classList.add("moving");
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (!pointers.has(event.pointerId)) return;
+  const before = middle();
+  pointers.set(event.pointerId, place(event));
+  const after = middle();
+  view.pan(after.x - before.x, after.y - before.y);
+  if (before.spread > 0 && after.spread > 0) view.zoom(after.spread / before.spread, after.x, after.y);
+  move();
+});
+for (const name of ["pointerup", "pointercancel"]) {
+  canvas.addEventListener(name, (event) => {
+    pointers.delete(event.pointerId);
+    canvas.classList.toggle("moving", pointers.size > 0);
+  });
+}
+canvas.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 33 : 1;
+  const { x, y } = place(event);
+  const factor = Math.exp(-(event.ctrlKey ? 0.01 : 0.002) * event.deltaY * lines);
+  view.zoom(Math.min(Math.max(factor, 0.25), 4), x, y);
+  move();
+}, { passive: false });
+canvas.addEventListener("dblclick", (event) => {
+  const { x, y } = place(event);
+  view.zoom(event.shiftKey ? 0.5 : 2, x, y);
+  move();
+});
+
+function zoomTo(scale) {
+  view.zoom(scale / view.scale);
+  move();
+}
+
+function fit() {
+  view.fit();
+  move();
+}
+
+const KEYS = {
+  "+": () => zoomTo(view.scale * 1.5),
+  "=": () => zoomTo(view.scale * 1.5),
+  "-": () => zoomTo(view.scale / 1.5),
+  0: fit,
+  1: () => zoomTo(1),
+};
+const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const arrow = ARROWS[event.key];
+  if (arrow && event.target === canvas) {
+    view.pan(...arrow.map((way) => 0.1 * way * Math.min(canvas.width, canvas.height)));
+    move();
+  } else if (KEYS[event.key]) KEYS[event.key]();
+  else return;
+  event.preventDefault();
+});
+
+const split = find("split");
+split.addEventListener("pointerdown", (event) => {
+  split.setPointerCapture(event.pointerId);
+  event.preventDefault();
+  split.focus({ focusVisible: false });
+});
+split.addEventListener("pointermove", (event) => {
+  if (!split.hasPointerCapture(event.pointerId)) return;
+  setSplit(place(event).x / canvas.width);
+});
+split.addEventListener("keydown", (event) => {
+  const moved = { ArrowLeft: -0.02, ArrowDown: -0.02, ArrowRight: 0.02, ArrowUp: 0.02, Home: -1, End: 1 }[event.key];
+  if (moved === undefined) return;
+  event.preventDefault();
+  setSplit(state.split + moved);
+});
+
+function setSplit(share) {
+  state.split = Math.min(Math.max(share, 0), 1);
+  move();
+}
+
+// --- controls ------------------------------------------------------------------------------------
+
+find("smaller").onclick = KEYS["-"];
+find("larger").onclick = KEYS["+"];
+find("scale").onclick = KEYS[1];
+find("fit").onclick = fit;
+for (const id of ["ellipses", "centers", "errors"]) {
+  find(id).onclick = () => {
+    state[id] = !state[id];
+    invalidate();
+  };
+}
+find("compare").onclick = () => {
+  state.split = state.split === null ? 0.5 : null;
+  invalidate();
+};
+find("count").oninput = ({ target }) => {
+  state.count = Number(target.value) === Number(target.max) ? Infinity : Number(target.value);
+  move();
+};
+find("step").oninput = ({ target }) => {
+  state.step = Number(target.value);
+  const { file, step } = state;
+  if (!file.byParts) drawing?.setPicture({ ...file, parts: gaussiansOf(file, step) });
+  invalidate();
+};
+find("open").onclick = () => find("files").click();
+find("files").onchange = async ({ target }) => {
+  await openAll([...target.files]);
+  target.value = "";
+};
+
+// Files of Gaussians first: a picture is compared with one of them.
+async function openAll(files) {
+  const isPicture = (file) => file.type.startsWith("image/");
+  for (const file of files.sort((a, b) => isPicture(a) - isPicture(b))) await openFile(file);
+}
+
+let depth = 0; // of elements that something is dragged over
+document.addEventListener("dragenter", () => find("stage").classList.toggle("over", ++depth > 0));
+document.addEventListener("dragleave", () => find("stage").classList.toggle("over", --depth > 0));
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  depth = 0;
+  find("stage").classList.remove("over");
+  openAll([...event.dataTransfer.files]);
+});
+
+// --- start ---------------------------------------------------------------------------------------
+
+async function start() {
+  startDrawing();
+  const given = JSON.parse(find("given").textContent);
+  find("empty").hidden = Boolean(given.file);
+  if (given.file && open(bytesOf(given.file), given.name) && given.original) {
+    await openOriginal(new Blob([bytesOf(given.original)]), given.originalName).catch((error) => complain(error, given.originalName));
+  }
+}
+
+// For scripts, and for tests of this page.
+globalThis.instantgi = {
+  ready: start(),
+  open,
+  decode: (bytes) => readFile(bytes).parts.map((part) => part.decode()),
+  openOriginal: (bytes, name) => openOriginal(new Blob([bytes]), name),
+  state,
+  view,
+  redraw: invalidate,
+  gaussians: () => gaussiansOf(state.file, state.step).map(({ gaussians }) => gaussians),
+  pixels: (x, y, width, height, scale) => drawing.pixels(counts(), x, y, width, height, scale),
+};

@@ -1,0 +1,546 @@
+"""The page in a real browser: it reads what Python reads, draws what Python draws, and behaves."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scenes import random_gaussians
+
+from instantgi.cli import main
+from instantgi.codec import encode, open_file
+from instantgi.gaussians import Gaussians
+from instantgi.images import to_8bit
+from instantgi.render.draw import draw
+from instantgi.representations import Levels, Mixture, Seeds
+from instantgi.viewer.view import FOLDER, joined_script, page_of
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = sorted(GOLDEN.glob("*.gi"))
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# drawn in software, and no connections of the browser's own
+FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+FLAGS += ["--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+HELPERS = """
+globalThis.bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+globalThis.textOf = (values) => {
+  const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+  return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+};
+globalThis.drop = (files) => {
+  const data = new DataTransfer();
+  for (const [text, name, type] of files) data.items.add(new File([bytesOf(text)], name, { type }));
+  document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, cancelable: true }));
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: pip install -e .[dev]"
+    )
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt install chromium")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of the golden file v1_compact.gi with an original, its Gaussians in other colors."""
+    folder = tmp_path_factory.mktemp("viewer")
+    picture = open_file(GOLDEN / "v1_compact.gi").render().flip(0)
+    pixels = to_8bit(picture.clamp(0, 1)).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(folder / "original.png")
+    (folder / "page.html").write_text(page_of(GOLDEN / "v1_compact.gi", folder / "original.png"))
+    return folder
+
+
+def open_page(browser: Any, home: Path, width: int, height: int, script: str = "", **options: Any):
+    page = browser.new_context(
+        viewport={"width": width, "height": height}, service_workers="block", **options
+    ).new_page()
+    page.failures = []
+    page.on("pageerror", lambda error: page.failures.append(str(error)))
+    page.on("request", lambda request: page.failures.append(request.url))
+    page.add_init_script(HELPERS + script)
+    page.goto((home / "page.html").as_uri())
+    page.evaluate("instantgi.ready")
+    # the page itself, and pictures within it
+    page.failures = [
+        url for url in page.failures if not url.startswith(("file:", "data:", "blob:"))
+    ]
+    return page
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Any, home: Path) -> Iterator[Any]:
+    page = open_page(browser, home, 900, 700)
+    yield page
+    assert page.failures == []
+    page.context.close()
+
+
+@pytest.fixture
+def page(shared: Any, home: Path) -> Any:
+    """The same page for all, as after it was opened."""
+    show(shared, GOLDEN / "v1_compact.gi")
+    data = base64.b64encode((home / "original.png").read_bytes()).decode()
+    shared.evaluate("data => instantgi.openOriginal(bytesOf(data), 'original.png')", data)
+    shared.evaluate(
+        "const { state, view, redraw } = instantgi;"
+        "Object.assign(state, { ellipses: false, centers: false, errors: false, split: 0.5 });"
+        "view.fit(); redraw()"
+    )
+    return shared
+
+
+def until(page: Any, expression: str, seconds: float = 30) -> None:
+    """Not the browser's own way of waiting, which the page's policy on scripts forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(20)
+
+
+def show(page: Any, path: Path) -> bool:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return page.evaluate("([data, name]) => instantgi.open(bytesOf(data), name)", [data, path.name])
+
+
+def message(page: Any) -> str:
+    line = page.locator("#message")
+    return line.text_content() if line.is_visible() else ""
+
+
+def pixels_of(page: Any, height: int, width: int, scale: float = 1) -> np.ndarray:
+    """[H, W, 4] as the page draws them."""
+    data = page.evaluate(f"textOf(instantgi.pixels(0, 0, {width}, {height}, {scale}))")
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
+
+
+def expected_pixels(path: Path, scale: float = 1) -> np.ndarray:
+    """[H, W, C] as `decode` draws them, before they are rounded to 8 bits, in 1/255."""
+    file = open_file(path)
+    height, width = round(file.height * scale), round(file.width * scale)
+    samples = max(1, round(1 / scale))
+    step = 1 / (samples * scale)
+    image = draw(file.made(), height * samples, width * samples, step=(step, step))
+    image = torch.nn.functional.avg_pool2d(image[None], samples)[0]
+    return (255 * image.clamp(0, 1)).permute(1, 2, 0).numpy()
+
+
+def distance(drawn: np.ndarray, expected: np.ndarray) -> float:
+    channels = min(expected.shape[2], 4)
+    return float(abs(drawn[..., :channels] - expected[..., :channels]).max())
+
+
+# --- what the page is --------------------------------------------------------------------------
+
+
+def test_modules_are_joined_in_an_order_in_which_each_finds_the_others():
+    script = joined_script()
+    names = re.findall(r"^const \$(\w+) = \(\(\) => \{$", script, re.M)
+    assert sorted(names) == sorted(path.stem for path in FOLDER.glob("*.js"))
+    assert names[-1] == "page"
+    assert not re.search(r"^(import|export)\b", script, re.M) and "</script" not in script
+
+
+def test_page_names_no_other_place(home):
+    page = (home / "page.html").read_text()
+    assert not re.search(r"https?://|src=|@import|url\(", page)
+    assert "default-src 'none'" in page
+
+
+def test_name_of_a_file_cannot_be_markup(tmp_path):
+    path = tmp_path / "</script><b>.gi"
+    path = tmp_path / path.name.replace("/", "\u2215").replace("<b>", "<!--")
+    path.write_bytes((GOLDEN / "v1_lossless.gi").read_bytes())
+    page = page_of(path)
+    assert "<!--" not in page
+    given = re.search(r'<script id="given" type="application/json">(.*?)</script>', page, re.S)
+    assert given and json.loads(given[1])["name"] == path.name
+
+
+def test_view_writes_the_page(tmp_path, capsys):
+    assert main(["view", str(GOLDEN / "v1_fast.gi"), "-o", str(tmp_path / "x.html")]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert "<canvas" in (tmp_path / "x.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "file, output, original, text",
+    [
+        ("v1_fast.gi", "x.png", None, "x.png: is no name of a page; pages end in .html"),
+        ("none.gi", "x.html", None, "none.gi: there is no such file"),
+        ("v1.json", "x.html", None, "v1.json: is not a file of Gaussians: it begins otherwise"),
+        ("v1_fast.gi", "x.html", "6x4.png", "6x4.png: is 6x4, the Gaussians are of a picture of"),
+        ("v1_fast.gi", "x.html", "v1.json", "v1.json"),
+    ],
+)
+def test_view_refuses(tmp_path, monkeypatch, capsys, file, output, original, text):
+    Image.new("RGB", (6, 4)).save(tmp_path / "6x4.png")
+    for name in ("v1.json", "v1_fast.gi"):
+        shutil.copy(GOLDEN / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["view", file, "-o", output, *(["--original", original] if original else [])]
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and text in err and err.count("\n") == 1
+    assert not (tmp_path / output).exists()
+
+
+def test_view_refuses_a_damaged_file(tmp_path, capsys):
+    data = bytearray((GOLDEN / "v1_fast.gi").read_bytes())
+    data[-40] ^= 1
+    (tmp_path / "x.gi").write_bytes(data)
+    assert main(["view", str(tmp_path / "x.gi"), "-o", str(tmp_path / "x.html")]) == 1
+    assert "x.gi: is damaged: the checksum" in capsys.readouterr().err
+
+
+# --- the same numbers, the same pixels ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_page_reads_the_same_gaussians(page, path):
+    assert show(page, path), message(page)
+    parts = page.evaluate(
+        "instantgi.gaussians().map(({ geometry, colors }) => [textOf(geometry), textOf(colors)])"
+    )
+    made = open_file(path).made()
+    if isinstance(made, Seeds):
+        made = made.flat()
+    if isinstance(made, Mixture):
+        made = made.gaussians
+    wanted = [level.gaussians for level in made.levels] if isinstance(made, Levels) else [made]
+    found = [[np.frombuffer(base64.b64decode(text), "<f4") for text in part] for part in parts]
+    geometry = np.concatenate([part[0].reshape(-1, 5) for part in found])
+    colors = np.concatenate([part[1].reshape(-1, wanted[0].colors.shape[1]) for part in found])
+    means, cholesky, expected = (
+        np.concatenate([getattr(each, name).numpy() for each in wanted])
+        for name in ("means", "cholesky", "colors")
+    )
+    if path.stem == "v1_seeds":  # by exponentials and networks, which machines round differently
+        np.testing.assert_allclose(geometry, np.hstack([means, cholesky]), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(colors, expected, rtol=1e-4, atol=1e-4)
+    else:
+        assert np.array_equal(geometry, np.hstack([means, cholesky]))
+        assert np.array_equal(colors, expected)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_page_draws_the_same_pixels(page, path):
+    file = open_file(path)
+    assert show(page, path)
+    for scale in (1, 2, 0.5):
+        size = round(file.height * scale), round(file.width * scale)
+        drawn = pixels_of(page, *size, scale)
+        # rounding is half a level; a weight at the cut-off may fall on either side
+        assert distance(drawn, expected_pixels(path, scale)) <= 1
+
+
+def test_thousands_of_gaussians_in_blocks(page, tmp_path):
+    """Thin, wide, outside, tiny and huge ones, in a picture of an odd size."""
+    scene = random_gaussians(3000, 67, 101, seed=3)
+    scale = torch.logspace(-3, 1.5, 3000)[torch.randperm(3000)][:, None]
+    scene = type(scene)(scene.means, scene.cholesky * scale, scene.colors / (1 + scale))
+    path = tmp_path / "many.gi"
+    path.write_bytes(encode(scene.map(lambda field: field.float()), 67, 101, profile="lossless"))
+    assert show(page, path)
+    assert distance(pixels_of(page, 67, 101), expected_pixels(path)) <= 1
+
+
+def test_mixture_counts_equal_weights_together(page, tmp_path):
+    scene = random_gaussians(20, 31, 33, seed=5).map(lambda field: field.float())
+    twice = scene.map(lambda field: field.repeat_interleave(3, 0))
+    colors = torch.linspace(0, 1, 180).view(60, 3)
+    made = Mixture(type(twice)(twice.means, twice.cholesky, colors), top_k=2)
+    path = tmp_path / "equal.gi"
+    path.write_bytes(encode(made, 31, 33, profile="lossless"))
+    assert show(page, path)
+    assert distance(pixels_of(page, 31, 33), expected_pixels(path)) <= 1
+
+
+def test_page_refuses_what_python_refuses(page):
+    def is_read(path: Path) -> bool:
+        try:
+            open_file(path).made()
+        except ValueError:
+            return False
+        return True
+
+    data = [base64.b64encode(path.read_bytes()).decode() for path in CORPUS]
+    found = page.evaluate("all => all.map((data) => instantgi.open(bytesOf(data), 'x'))", data)
+    assert found == [is_read(path) for path in CORPUS]
+
+
+def test_what_would_hang_the_computer_is_refused(page, tmp_path):
+    num = 60_000
+    scene = Gaussians(
+        torch.full((num, 2), 400.0), torch.tensor([[1e5, 0, 1e5]] * num), torch.zeros(num, 1)
+    )
+    path = tmp_path / "heavy.gi"
+    path.write_bytes(encode(scene, 600, 800, profile="lossless"))
+    assert show(page, path)
+    until(page, "!document.getElementById('message').hidden")
+    assert message(page).startswith("These Gaussians are too many and too large")
+    page.evaluate("instantgi.state.count = 20; instantgi.redraw()")
+    until(page, "document.getElementById('message').hidden")
+
+
+def test_window_shows_the_pixels_of_decode(page):
+    page.evaluate("instantgi.state.split = null; instantgi.view.zoom(1 / instantgi.view.scale)")
+    page.evaluate("instantgi.redraw()")
+    until(page, "document.getElementById('scale').textContent === '100%'")
+    page.wait_for_timeout(500)
+    corner = page.evaluate("instantgi.view.corner()")
+    box = page.locator("canvas").bounding_box()
+    clip = {"x": box["x"] + corner["x"], "y": box["y"] + corner["y"], "width": 50, "height": 37}
+    shot = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))))
+    assert distance(shot, expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+
+
+# --- controls ----------------------------------------------------------------------------------
+
+
+def test_keys_wheel_and_drag_move_the_picture(page):
+    canvas = page.locator("canvas")
+    canvas.focus()
+    page.keyboard.press("1")
+    assert page.locator("#scale").text_content() == "100%"
+    page.keyboard.press("+")
+    assert page.locator("#scale").text_content() == "150%"
+    page.keyboard.press("-")
+    assert page.locator("#scale").text_content() == "100%"
+    before = page.evaluate("instantgi.view.x")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("instantgi.view.x") > before
+    page.keyboard.press("0")
+    fitted = page.evaluate("instantgi.view.scale")
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 150)
+    at = "(() => { const { x, y, scale } = instantgi.view.corner();"
+    at += " return [(200 - x) / scale, (150 - y) / scale]; })()"
+    place = page.evaluate(at)
+    page.mouse.wheel(0, -400)
+    until(page, f"instantgi.view.scale > {1.5 * fitted}")
+    assert np.allclose(page.evaluate(at), place, atol=0.2)  # stays under the pointer
+    page.mouse.down()
+    page.mouse.move(box["x"] + 260, box["y"] + 130, steps=3)
+    page.mouse.up()
+    moved = np.array(place) - page.evaluate(at)
+    assert np.allclose(moved * page.evaluate("instantgi.view.scale"), [60, -20], atol=2)
+
+
+def test_picture_is_enlarged_a_thousand_times_without_steps(page):
+    """Neighbors of a drawing at scale 4000 differ by almost nothing: it is not interpolated."""
+    data = page.evaluate("textOf(instantgi.pixels(20.5, 12.25, 64, 64, 4000))")
+    drawn = np.frombuffer(base64.b64decode(data), np.uint8).reshape(64, 64, 4).astype(int)
+    made = open_file(GOLDEN / "v1_compact.gi").made()
+    step = (1 / 4000, 1 / 4000)
+    expected = draw(made, 64, 64, origin=(20.5, 12.25), step=step).clamp(0, 1).permute(1, 2, 0)
+    assert abs(drawn[..., :3] - 255 * expected.numpy()).max() <= 1
+
+
+def test_sliders_show_fewer_gaussians(page):
+    count = page.locator("#count")
+    count.fill("100")
+    assert page.locator("#count-text").text_content() == "100"
+    made = open_file(GOLDEN / "v1_compact.gi").gaussians()[:100]
+    expected = 255 * draw(made, 37, 50).clamp(0, 1).permute(1, 2, 0).numpy()
+    assert distance(pixels_of(page, 37, 50), expected) <= 1
+    page.locator("#step").fill("2")
+    assert page.locator("#step-text").text_content() == "+ sizes"
+    gray = pixels_of(page, 37, 50)[..., :3]
+    assert (gray == gray[..., :1]).all()
+
+
+@pytest.mark.parametrize("name", ["v1_compact_mixture", "v1_compact_levels", "v1_compact"])
+def test_steps_are_what_the_beginning_of_a_file_is(page, tmp_path, name):
+    path = GOLDEN / f"{name}.gi"
+    show(page, path)
+    page.locator("#step").fill("1")
+    begin = tmp_path / "begin.gi"
+    begin.write_bytes(beginning(path.read_bytes()))
+    made = open_file(begin, whole=False).made()
+    size = made.levels[0] if isinstance(made, Levels) else open_file(path)
+    step = size.width / 50, size.height / 37  # a level is shown in the size of the picture
+    expected = 255 * draw(made, 37, 50, step=step).clamp(0, 1).permute(1, 2, 0).numpy()
+    assert distance(pixels_of(page, 37, 50), expected) <= 1
+
+
+def beginning(data: bytes) -> bytes:
+    """Up to the second header, or with no more than the first numbers."""
+    at = 8
+    heads = 0
+    while True:
+        length, kind = int.from_bytes(data[at : at + 4], "little"), data[at + 4 : at + 8]
+        heads += kind == b"HEAD"
+        if heads == 2 or kind == b"SIZE" and b"PART" not in data:
+            return data[:at]
+        at += length + 12
+
+
+def test_toggles_draw_over_the_picture(page):
+    canvas = page.locator("canvas")
+    page.wait_for_timeout(400)
+    before = canvas.screenshot()
+    for name in ("Ellipses", "Centers", "Error"):
+        button = page.get_by_role("button", name=name)
+        button.click()
+        assert button.get_attribute("aria-pressed") == "true"
+        page.wait_for_timeout(400)
+        after = canvas.screenshot()
+        assert after != before
+        before = after
+    assert page.locator("#legend").is_visible()
+
+
+def test_original_left_of_the_split(page, home):
+    split = page.get_by_role("slider", name="Share of the window")
+    assert split.get_attribute("aria-valuenow") == "50"
+    split.press("ArrowLeft")
+    assert split.get_attribute("aria-valuenow") == "48"
+    split.press("End")
+    page.locator("#scale").click()
+    page.wait_for_timeout(400)
+    corner, box = page.evaluate("instantgi.view.corner()"), page.locator("canvas").bounding_box()
+    clip = {"x": box["x"] + corner["x"], "y": box["y"] + corner["y"], "width": 50, "height": 37}
+    shot = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))))
+    original = np.asarray(Image.open(home / "original.png"))
+    assert np.array_equal(shot[..., :3], original)
+    page.get_by_role("button", name="Original").click()
+    assert not split.is_visible()
+
+
+def test_psnr_is_that_of_python(page, home):
+    until(page, "document.getElementById('quality').textContent.endsWith('dB')")
+    original = np.asarray(Image.open(home / "original.png")).astype(float)
+    drawn = np.round(expected_pixels(GOLDEN / "v1_compact.gi"))
+    expected = 10 * np.log10(255**2 / ((original - drawn) ** 2).mean())
+    text = page.locator("#quality").text_content()
+    assert abs(float(text.split()[0]) - expected) < 0.02
+
+
+def test_dropped_files(page):
+    good = base64.b64encode((GOLDEN / "v1_fast.gi").read_bytes()).decode()
+    page.evaluate("file => drop([file])", [good, "other.gi", ""])
+    until(page, "document.getElementById('name').textContent === 'other.gi'")
+    assert "150 Gaussians" in page.locator("#facts").text_content()
+    for data, text in (
+        (b"\x89PNG", "bad.gi: is not a file of Gaussians: it begins otherwise"),
+        (
+            (GOLDEN / "v1_fast.gi").read_bytes()[:300],
+            "bad.gi: is damaged: it ends early, after 1 chunks",
+        ),
+    ):
+        page.evaluate("file => drop([file])", [base64.b64encode(data).decode(), "bad.gi", ""])
+        until(page, "!document.getElementById('message').hidden")
+        until(page, f"document.getElementById('message').textContent === {text!r}")
+    assert page.locator("#name").text_content() == "other.gi"  # what was shown stays
+    page.evaluate("file => drop([file])", [good, "again.gi", ""])
+    until(page, "document.getElementById('message').hidden")
+
+
+def test_dropped_picture_of_another_size_is_refused(page):
+    written = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(written, "PNG")
+    data = base64.b64encode(written.getvalue()).decode()
+    page.evaluate("file => drop([file])", [data, "small.png", "image/png"])
+    until(page, "!document.getElementById('message').hidden")
+    assert message(page) == "small.png: has 6x4 pixels, the file of Gaussians 50x37"
+
+
+def test_everything_has_a_name(page):
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('button, [role], input:not([hidden]), canvas')]"
+        ".filter((each) => !each.matches('[role=alert], [role=status]'))"
+        ".filter((each) => !(each.ariaLabel || each.textContent.trim() || each.labels?.length))"
+        ".map((each) => each.outerHTML)"
+    )
+    assert unnamed == []
+
+
+# --- other windows and machines ----------------------------------------------------------------
+
+
+def test_phone(browser, home):
+    page = open_page(browser, home, 360, 640, has_touch=True, device_scale_factor=2)
+    widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert widths[0] == widths[1] == 360
+    outside = page.evaluate(
+        "[...document.querySelectorAll('button, input:not([hidden]), output, h1')].filter((each) =>"
+        " { const { left, right, width } = each.getBoundingClientRect();"
+        " return width && (left < 0 || right > innerWidth); }).map((each) => each.id)"
+    )
+    assert outside == []
+    assert page.locator("canvas").bounding_box()["height"] > 250
+    # two fingers that part
+    before = page.evaluate("instantgi.view.scale")
+    session = page.context.new_cdp_session(page)
+    for kind, spread in (("touchStart", 20), ("touchMove", 40), ("touchMove", 60)):
+        points = [{"x": 180 - spread, "y": 250, "id": 0}, {"x": 180 + spread, "y": 250, "id": 1}]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    until(page, f"instantgi.view.scale > {2 * before}")
+    assert page.failures == []
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    "script, text",
+    [
+        ("HTMLCanvasElement.prototype.getContext = () => null", "has no WebGL2"),
+        (
+            "WebGL2RenderingContext.prototype.getExtension = () => null",
+            "cannot draw into floating point numbers",
+        ),
+    ],
+)
+def test_browser_that_cannot_draw_says_so(browser, home, script, text):
+    page = open_page(browser, home, 800, 600, script)
+    assert text in message(page)
+    assert page.locator("#name").text_content() == "v1_compact.gi"  # what is in it is still said
+    assert page.failures == []
+    page.context.close()
+
+
+def test_page_draws_again_after_the_graphics_card_has_dropped_it(browser, home):
+    page = open_page(browser, home, 800, 600)
+    page.evaluate(
+        "globalThis.card = document.querySelector('canvas').getContext('webgl2')"
+        ".getExtension('WEBGL_lose_context'); card.loseContext()"
+    )
+    until(page, "document.getElementById('message').textContent.includes('has dropped')")
+    page.evaluate("card.restoreContext()")
+    until(page, "document.getElementById('message').hidden")
+    assert distance(pixels_of(page, 37, 50), expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+    assert page.failures == []
+    page.context.close()
+
+
+def test_half_precision_where_there_is_no_other(browser, home):
+    script = (
+        "const known = WebGL2RenderingContext.prototype.getExtension;"
+        "WebGL2RenderingContext.prototype.getExtension = function (name) {"
+        " return name === 'EXT_float_blend' ? null : known.call(this, name); }"
+    )
+    page = open_page(browser, home, 800, 600, script)
+    assert "half precision" in page.locator("#note").text_content()
+    drawn = pixels_of(page, 37, 50)
+    assert distance(drawn, expected_pixels(GOLDEN / "v1_compact.gi")) <= 3
+    page.context.close()
