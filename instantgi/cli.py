@@ -808,11 +808,13 @@ def _run_info(options: argparse.Namespace) -> int:
         "whole": file.is_whole,
         "blocks": len(file.blocks),
         "steps": file.steps and dataclasses.asdict(file.steps),
-        "seeds": file.parts[0].seeds and dataclasses.asdict(file.parts[0].seeds),
         "chunks": file.bytes_of_chunks(),
         "software": file.metadata.software,
         "recipe": file.metadata.recipe,
     }
+    seeds = file.parts[0].seeds
+    if seeds:
+        found["seeds"] = dataclasses.asdict(seeds)
     if options.json:
         print(json.dumps(found))
         return 0
