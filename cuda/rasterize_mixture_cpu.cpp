@@ -16,10 +16,15 @@ struct Columns {
 };
 
 // The Gaussians of every block of a band, from block column col_begin to col_end, in the band's order.
+// They are copied: every block reads its own again, and over a large picture's array each of them would
+// be a cache line, and a page, of its own.
+template <typename T, template <typename> class Form>
 struct Strip {
     int64_t row_begin, row_end, col_begin, col_end;
-    std::vector<int64_t> start;  // [rows · columns + 1] into `members`
-    std::vector<int32_t> members;
+    std::vector<int64_t> start;    // [rows · columns + 1] into `members`
+    std::vector<int32_t> members;  // into `splats` and `colors`
+    std::vector<Splat<T, Form>> splats;
+    std::vector<T> colors;       // [num, C]
     std::vector<Columns> spans;  // of each Gaussian and row
 
     int64_t num_cols() const { return col_end - col_begin; }
@@ -46,16 +51,15 @@ INLINE Columns columns_of(const Splat<T, Conic>& g, int64_t) {
 
 // Lists a strip; false if it would be too long.
 template <typename T, template <typename> class Form>
-bool list_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const int32_t* given, int64_t num,
-                Strip& strip) {
+bool list_strip(const Scene<T>& scene, Strip<T, Form>& strip) {
     const int64_t rows = strip.row_end - strip.row_begin, cols = strip.num_cols();
+    const int64_t num = int64_t(strip.splats.size());
     strip.spans.assign(num * rows, {0, 0});
     strip.start.assign(rows * cols + 2, 0);
     // as differences: of how many begin at a block less how many ended before it
     int64_t* change = strip.start.data() + 1;
     for (int64_t i = 0; i < num; ++i) {
-        if (i + 8 < num) __builtin_prefetch(splats + given[i + 8]);
-        const Splat<T, Form>& g = splats[given[i]];
+        const Splat<T, Form>& g = strip.splats[i];
         const int64_t begin = std::max<int64_t>(strip.row_begin, g.row_begin) - strip.row_begin;
         const int64_t end = std::min<int64_t>(strip.row_end, g.row_end) - strip.row_begin;
         Spans found;
@@ -81,9 +85,25 @@ bool list_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const int32
         for (int64_t row = 0; row < rows; ++row) {
             const Columns span = strip.spans[i * rows + row];
             for (int32_t col = span.begin; col < span.end; ++col)
-                strip.members[change[row * cols + col - strip.col_begin]++] = given[i];
+                strip.members[change[row * cols + col - strip.col_begin]++] = int32_t(i);
         }
     return true;
+}
+
+template <typename T, template <typename> class Form>
+void copy_gaussians(const Scene<T>& scene, const Splat<T, Form>* splats, const std::vector<int32_t>& members,
+                    Strip<T, Form>& strip) {
+    const int64_t num = int64_t(members.size()), channels = scene.channels;
+    strip.splats.resize(num);
+    strip.colors.resize(num * channels);
+    for (int64_t i = 0; i < num; ++i) {
+        if (i + 8 < num) {
+            __builtin_prefetch(splats + members[i + 8]);
+            __builtin_prefetch(scene.colors + members[i + 8] * channels);
+        }
+        strip.splats[i] = splats[members[i]];
+        std::copy_n(scene.colors + members[i] * channels, channels, &strip.colors[i * channels]);
+    }
 }
 
 // Calls draw(strip) for strips that make up a band; narrower ones where their lists are long.
@@ -99,14 +119,15 @@ void each_strip(const Scene<T>& scene, const Splat<T, Form>* splats, const Place
         for (int64_t at = reached.begin / kStripCols; at * kStripCols < reached.end; ++at)
             members[at].push_back(n);
     }
-    Strip strip;
+    Strip<T, Form> strip;
     strip.row_begin = row_begin, strip.row_end = std::min(scene.rows(), row_begin + kBandRows);
     for (int64_t at = 0; at < num_strips; ++at) {
         // ends of strips that are still to be drawn, the next one last
         std::vector<int64_t> ends = {std::min(cols, (at + 1) * kStripCols)};
+        copy_gaussians(scene, splats, members[at], strip);
         for (strip.col_begin = at * kStripCols; !ends.empty();) {
             strip.col_end = ends.back();
-            if (list_strip(scene, splats, members[at].data(), int64_t(members[at].size()), strip)) {
+            if (list_strip(scene, strip)) {
                 draw(strip);
                 strip.col_begin = strip.col_end;
                 ends.pop_back();
@@ -139,11 +160,11 @@ INLINE void write_block(const Scene<T>& scene, const Vec<T> (&block)[C], int64_t
 template <typename T, template <typename> class Form>
 class Exponents {
  public:
-    Exponents(const Splat<T, Form>* splats, const Lanes<T>& lanes) : splats_(splats), lanes_(lanes) {}
+    explicit Exponents(const Lanes<T>& lanes) : lanes_(lanes) {}
 
-    INLINE void begin(int64_t row, int64_t col, const int32_t* members) {
+    INLINE void begin(int64_t row, int64_t col, const Splat<T, Form>* splats, const int32_t* members) {
         x_ = T(col * kSide), y_ = T(row * kSide);
-        members_ = members;
+        splats_ = splats, members_ = members;
     }
     // Rounded as in `Work`: the backward pass must see the same terms.
     INLINE Vec<T> find(int64_t i) const {
@@ -159,8 +180,8 @@ class Exponents {
 
  private:
     static constexpr int kKept = 96;
-    const Splat<T, Form>* splats_;
     const Lanes<T>& lanes_;
+    const Splat<T, Form>* splats_;
     const int32_t* members_;
     T x_, y_;  // the corner of the block
     Vec<T> kept_[kKept];
@@ -196,14 +217,14 @@ const char* forward(const Scene<T>& scene, int num_terms, double epsilon, T* ima
     const Places places = sort_by_place(splats.get(), scene, true, num_threads);
     const Lanes<T> lanes;
     parallel_for(places.num_bands, num_threads, [&](int64_t band) {
-        Exponents<T, Form> exponents(splats.get(), lanes);
-        each_strip(scene, splats.get(), places, band, [&](const Strip& strip) {
+        Exponents<T, Form> exponents(lanes);
+        each_strip(scene, splats.get(), places, band, [&](const Strip<T, Form>& strip) {
             for (int64_t row = strip.row_begin; row < strip.row_end; ++row)
                 for (int64_t col = strip.col_begin; col < strip.col_end; ++col) {
                     const int64_t block = row * cols + col,
                                   num = strip.of(row, col)[1] - strip.of(row, col)[0];
                     const int32_t* members = strip.members.data() + strip.of(row, col)[0];
-                    exponents.begin(row, col, members);
+                    exponents.begin(row, col, strip.splats.data(), members);
                     Vec<T> end = T(scene.cutoff);
                     if (num > num_terms)
                         end = end_of_terms(num_terms, scene.cutoff, num, exponents);
@@ -215,7 +236,7 @@ const char* forward(const Scene<T>& scene, int num_terms, double epsilon, T* ima
                         Vec<T> total = T(epsilon), drawn[C];
                         for (auto& channel : drawn) channel = T(0);
                         for (int64_t i = 0; i < num; ++i) {
-                            const T* color = scene.colors + members[i] * scene.channels + first;
+                            const T* color = &strip.colors[members[i] * scene.channels + first];
                             const Vec<T> w = weight(exponents[i], end);
                             total += w;
                             for (int k = 0; k < C; ++k) drawn[k] = multiply_add<T>(color[k], w, drawn[k]);
