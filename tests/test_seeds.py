@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scenes import random_gaussians
 from torch.testing import assert_close
 
 import instantgi.fit.sgi as sgi
@@ -22,6 +23,7 @@ from instantgi.metrics import psnr
 from instantgi.points.seeds import SeedGrid, seed_points
 from instantgi.render import rasterize
 from instantgi.render.draw import draw, draw_part, pixels
+from instantgi.render.ops import from_blocks
 from instantgi.representations import Seeds, flat
 from instantgi.seeds import THINNEST, Perceptron, gaussians_of
 
@@ -398,14 +400,34 @@ def test_few_seeds_have_no_hash_grid_and_tiny_pictures_no_levels():
     assert fitter.grid.num == 1 and len(fitter.gaussians()) == 7 and len(fitter.shares) == 2
 
 
-def test_levels_are_those_of_the_shares():
-    fitter = SGI()
-    fitter.start(picture(45, 66), None, 500, seed=0)
+@pytest.mark.parametrize("paper", [False, True])
+def test_levels_are_those_of_the_shares(paper):
+    fitter = SGI(paper=paper)
+    fitter.start(picture(44, 64), None, 500, seed=0)
     sizes = []
     for progress in (0.0, 0.19, 0.2, 0.59, 0.6, 1.0):
         fitter.step(progress)
-        sizes.append(fitter.size)
-    assert sizes == [(11, 16)] * 2 + [(22, 33)] * 2 + [(45, 66)] * 2
+        sizes.append(tuple(fitter.view.size))
+    assert sizes == [(11, 16)] * 2 + [(22, 32)] * 2 + [(44, 64)] * 2
+
+
+def test_steps_of_first_levels_see_every_pixel_in_turn():
+    image = picture(45, 66)
+    drawn = rasterize(gaussians := random_gaussians(40, 45, 66), 45, 66)
+    fitter = SGI()
+    fitter.start(image, None, 500, seed=0)
+    fitter.step(0.0)
+    fitter.views = fitter._some(2)
+    views = [next(fitter.views) for _ in range(32)]
+    seen = torch.zeros(2, 45, 66)
+    for index, view in enumerate(views):
+        column, row = (round(each + 1.5) for each in view.origin)  # 1.5 = 4 / 2 − 0.5
+        part = (slice(None), slice(row, None, 4), slice(column, None, 4))
+        seen[index // 16][part[1:]] += 1
+        assert_close(from_blocks(view.target, *view.size), image[part], rtol=0, atol=0)
+        there = rasterize(gaussians, *view.size, origin=view.origin, step=view.step)
+        assert_close(there, drawn[part], rtol=1e-4, atol=1e-2)
+    assert bool((seen == 1).all())
 
 
 def test_many_seeds_have_the_gradients_of_few(monkeypatch):

@@ -1,7 +1,9 @@
 """SGI, Structured Gaussian Image (CVPR 2026): seeds whose numbers are learned to be short."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from instantgi.fit.lig import lost_by
 from instantgi.fit.replay import SORT_EVERY
 from instantgi.gaussians import Gaussians
 from instantgi.points.seeds import SeedGrid
+from instantgi.render.mixture import seen_from
 from instantgi.render.ops import (
     PARAMETERS,
     order_by_place,
@@ -34,13 +37,14 @@ RATE = 0.001  # λ
 SHARES = {1: (1.0,), 2: (0.6, 1.0), 3: (0.2, 0.6, 1.0), 4: (0.1, 0.3, 0.6, 1.0)}  # ends of levels
 NETWORK_BITS = 10  # of the fraction of the weights that make Gaussians
 FEWEST_PIXELS = 8  # of a side of a level
+SPEED_OF_FEWER = 0.7  # of rates, where a step sees half of the rows and columns
 QUIET, QUIET_LEVEL = 0.02, 0.04  # of a fit: without noise at the beginning, and of other levels
 FEWEST_PLACED = 256  # seeds; fewer are coded without a hash grid
 SAMPLED, FEWEST_SAMPLED = 0.05, 2**14  # of the seeds whose bits a step looks at
 SMALLEST = 1e-3  # px, of a size that the paper's rounding makes 0
 PUBLISHED_GRID = (18, 24, 33, 44, 59, 80, 108, 148, 201, 275, 376, 514)
 LONGEST = 2**13
-KEPT_SIGN, SPEED_OF_MORE = 0.1, 0.1  # of seeds that a fit goes on from
+KEPT_SIGN, SPEED_OF_MORE = 0.1, 0.05  # of seeds that a fit goes on from
 NAMES = ("features", "scalings", "offsets", "colors", "shapes", "context")
 
 
@@ -51,9 +55,10 @@ class Recipe:
     Attributes:
         rates: of Adam, by `NAMES`, at the start.
         last_rates: what an exponential decay reaches at the end of the fit; None for constant rates
-            that fall linearly to a fiftieth in the last two fifths.
+            that fall linearly to a fiftieth in the last fifth, and are smaller in first levels.
         betas: of Adam.
         bases: steps of features, sizes and offsets; sizes are in px if `linear`, else logarithms.
+        averaged: first levels see a smaller picture, not some of the rows and columns.
         absolute: the loss is the mean absolute difference, not the root of the mean square, which
             is about as large, so that λ means the same.
         context_from: share of the fit after which the context is learned and steps change.
@@ -65,6 +70,7 @@ class Recipe:
     betas: tuple[float, float]
     bases: tuple[float, float, float]
     linear: bool
+    averaged: bool
     absolute: bool
     context_from: float
     rounded_from: float
@@ -77,6 +83,7 @@ PAPER = Recipe(
     betas=(0.9, 0.999),
     bases=(1.0, 1.0, 0.2),
     linear=True,
+    averaged=True,
     absolute=True,
     context_from=0.8,
     rounded_from=1.0,
@@ -87,6 +94,7 @@ OURS = Recipe(
     betas=(0.9, 0.98),
     bases=(0.25, 0.05, 0.05),
     linear=False,
+    averaged=False,
     absolute=False,
     context_from=0.2,
     rounded_from=0.95,
@@ -101,17 +109,18 @@ class SGI:
     is from the picture, plus λ times the mean number of bits of a seed's numbers. These are rounded
     to steps in a file: during the fit noise as wide as a step stands for that, at first of `bases`,
     and later of what `Context` makes of them, learned together with how probable it finds the
-    numbers. The first levels are fitted to smaller pictures. All parameters are in pixels of the
-    whole picture, so that nothing is to be done between two levels.
+    numbers. In the first of three levels a step sees every fourth row and column, others each time,
+    then every second one. All parameters are in pixels of the whole picture, so that nothing is to
+    be done between two levels.
 
-    `paper`: what is published, on our exact kernels: sizes are rounded in pixels, to whole ones at
-    first, all Gaussians of a seed start at its place, the context is normal and comes in the last
-    fifth of the fit, the loss is the mean absolute difference. As in ours a context gives powers of
-    √√2 of steps, cells of the hash grid are square, scales are exponentials, and seeds are not
-    dropped; other than published, the steps of offsets are those of the last level from the
-    beginning, and signs cost nothing. No file holds sizes rounded like that. Ours: see `Recipe`; a
-    seed's Gaussians start all over its cell, and in the last twentieth of the fit numbers and
-    networks are rounded, which gradients do not see.
+    `paper`: what is published, on our exact kernels: first levels are fitted to smaller pictures,
+    sizes are rounded in pixels, to whole ones at first, all Gaussians of a seed start at its place,
+    the context is normal and comes in the last fifth of the fit, the loss is the mean absolute
+    difference. As in ours a context gives powers of √√2 of steps, cells of the hash grid are
+    square, scales are exponentials, and seeds are not dropped; other than published, the steps of
+    offsets are those of the last level from the beginning, and signs cost nothing. No file holds
+    sizes rounded like that. Ours: see `Recipe`; a seed's Gaussians start all over its cell, and in
+    the last twentieth of the fit numbers and networks are rounded, which gradients do not see.
 
     Args:
         levels: 1 to 4; fewer in small pictures.
@@ -200,6 +209,7 @@ class SGI:
 
     def step(self, progress: float) -> Tensor:
         self._set_level(progress)
+        self.view = next(self.views)
         if self.context is None and self.rate > 0 and progress >= self.recipe.context_from:
             self._learn(self._first_context(), 1e-4)
         self._set_rates(progress)
@@ -222,8 +232,7 @@ class SGI:
         )
         self.optimizer.step()
         self.iteration += 1
-        factor = self.image[0].numel() / (self.size[0] * self.size[1])
-        return self.lost + squares * factor
+        return self.view.lost + squares * (self.image[0].numel() / math.prod(self.view.size))
 
     def gaussians(self) -> Seeds:
         """Rounded as a file has them, unless λ is 0."""
@@ -304,21 +313,39 @@ class SGI:
         )
         if level == self.level:
             return
-        self.level, self.began = level, progress
+        self.level, self.began, self.order = level, progress, None
         shift = len(self.shares) - 1 - level
+        self.views = self._smaller(shift) if self.recipe.averaged else self._some(shift)
+
+    def _smaller(self, shift: int) -> Iterator["View"]:
+        """The picture at 2^shift times less a side, again and again."""
         height, width = self.image.shape[1:]
-        self.size = max(1, round(height / 2**shift)), max(1, round(width / 2**shift))
-        target, self.lost = self.image, self.image.new_zeros((), dtype=torch.float64)
+        size = max(1, round(height / 2**shift)), max(1, round(width / 2**shift))
+        target, lost = self.image, 0.0
         if shift:
             target = torch.nn.functional.interpolate(
-                self.image[None], self.size, mode="bicubic", antialias=True, align_corners=False
+                self.image[None], size, mode="bicubic", antialias=True, align_corners=False
             )[0]
-            self.lost = lost_by(self.image, *self.size)
-        self.target, self.order = to_blocks(target), None
+            lost = lost_by(self.image, *size)
+        step = width / size[1], height / size[0]
+        return itertools.repeat(View(to_blocks(target), size, (0.0, 0.0), step, lost))
+
+    def _some(self, shift: int) -> Iterator["View"]:
+        """Of 2^shift rows and as many columns one each, all such choices in turn."""
+        every = 2**shift
+        if every == 1:
+            yield from self._smaller(0)
+        while True:
+            for choice in torch.randperm(every**2, generator=self.random).tolist():
+                row, column = divmod(choice, every)
+                seen = self.image[:, row::every, column::every].contiguous()
+                corner = column + 0.5 - every / 2, row + 0.5 - every / 2
+                yield View(to_blocks(seen), seen.shape[1:], corner, (every, every))
 
     def _set_rates(self, progress: float) -> None:
         first, last = self.recipe.rates, self.recipe.last_rates
-        slow = max(0.02, min(1.0, (1 - progress) / 0.4))
+        fewer = len(self.shares) - 1 - self.level
+        slow = SPEED_OF_FEWER**fewer * max(0.02, min(1.0, (1 - progress) / 0.2))
         for index, group in enumerate(self.optimizer.param_groups):
             factor = slow if last is None else (last[index] / first[index]) ** progress
             group["lr"] = self.speed * first[index] * factor
@@ -437,18 +464,18 @@ class SGI:
         with torch.set_grad_enabled(not is_large):
             parts = [self._made(values, chunk, colors, shapes) for chunk in chunks]
         made = joined(parts).detach()
-        scene = made.means, made.cholesky, made.colors
+        scene, size = (made.means, made.cholesky, made.colors), self.view.size
         if self.order is None or self.iteration % SORT_EVERY == 0:
-            self.order = order_by_place(made.means, *self.size)
-        residual, squares = rasterize_error(*scene, self.target, *self.size, False, self.order)
-        count = len(self.image) * self.size[0] * self.size[1]
+            self.order = order_by_place(made.means, *size)
+        residual, squares = rasterize_error(*scene, self.view.target, *size, False, self.order)
+        count = len(self.image) * math.prod(size)
         scale = 1 / count
         if self.recipe.absolute:
             residual.sign_()
         else:
             scale /= max(1e-6, math.sqrt(float(squares) / count))
         geometry, of_colors = rasterize_error_backward(
-            residual, *scene, *self.size, scale, PARAMETERS, self.order
+            residual, *scene, *size, scale, PARAMETERS, self.order
         )
         gradients = geometry[:, :2].contiguous(), geometry[:, 2:].contiguous(), of_colors
         for index, chunk in enumerate(chunks):
@@ -463,12 +490,31 @@ class SGI:
     def _made(
         self, values: Tensor, chunk: slice, colors: Perceptron, shapes: Perceptron
     ) -> Gaussians:
-        """In pixels of the level."""
+        """In pixels of what the step sees."""
         features, sizes, offsets = values[chunk].split(self.counts, 1)
         sizes = sizes if self.recipe.linear else sizes.exp()
         offsets = offsets.reshape(len(features), self.per_seed, 2)
         made = gaussians_of(self.points[chunk], features, offsets, sizes, colors, shapes)
-        return made.scaled(self.size[1] / self.grid.width, self.size[0] / self.grid.height)
+        return seen_from(made, self.view.origin, self.view.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a step sees of the picture.
+
+    Attributes:
+        target: pixels in blocks.
+        size: height and width.
+        origin, step: its upper left corner and the distance of its pixels, (x, y) in pixels of the
+            whole picture.
+        lost: squares of what it cannot show.
+    """
+
+    target: Tensor
+    size: tuple[int, ...]
+    origin: tuple[float, float]
+    step: tuple[float, float]
+    lost: Tensor | float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
