@@ -40,7 +40,8 @@ FEWEST_PIXELS = 8  # of a side of a level
 SPEED_OF_FEWER = 0.7  # of rates, where a step sees half of the rows and columns
 QUIET, QUIET_LEVEL = 0.02, 0.04  # of a fit: without noise at the beginning, and of other levels
 FEWEST_PLACED = 256  # seeds; fewer are coded without a hash grid
-SAMPLED, FEWEST_SAMPLED = 0.05, 2**14  # of the seeds whose bits a step looks at
+SAMPLED, FEWEST_SAMPLED = 0.05, 2**11  # of the seeds whose bits a step looks at
+TURNS_EVERY = 10  # steps; between them those of the other seeds stay
 SMALLEST = 1e-3  # px, of a size that the paper's rounding makes 0
 PUBLISHED_GRID = (18, 24, 33, 44, 59, 80, 108, 148, 201, 275, 376, 514)
 LONGEST = 2**13
@@ -178,7 +179,7 @@ class SGI:
         self.points = self.grid.points.to(image.device)
         counts = torch.tensor(self.counts)
         self.kinds = torch.arange(3).repeat_interleave(counts).to(image.device)
-        self.iteration, self.level, self.context = 0, -1, None
+        self.iteration, self.level, self.context, self.turns = 0, -1, None, None
         self.speed = 1.0 if init is None else SPEED_OF_MORE
         numbers, self.colors, self.shapes = parameters
         self.features, self.scalings, self.offsets = (
@@ -335,12 +336,14 @@ class SGI:
         every = 2**shift
         if every == 1:
             yield from self._smaller(0)
+        views = []
+        for row, column in itertools.product(range(every), repeat=2):
+            seen = self.image[:, row::every, column::every].contiguous()
+            corner = column + 0.5 - every / 2, row + 0.5 - every / 2
+            views.append(View(to_blocks(seen), seen.shape[1:], corner, (every, every)))
         while True:
-            for choice in torch.randperm(every**2, generator=self.random).tolist():
-                row, column = divmod(choice, every)
-                seen = self.image[:, row::every, column::every].contiguous()
-                corner = column + 0.5 - every / 2, row + 0.5 - every / 2
-                yield View(to_blocks(seen), seen.shape[1:], corner, (every, every))
+            for choice in torch.randperm(len(views), generator=self.random).tolist():
+                yield views[choice]
 
     def _set_rates(self, progress: float) -> None:
         first, last = self.recipe.rates, self.recipe.last_rates
@@ -381,7 +384,9 @@ class SGI:
         seen = bases * torch.exp2(turns / 4)
         steps = seen.detach()
         if isinstance(which, Tensor):
-            steps = bases * torch.exp2(self._turns(context) / 4)[:, self.kinds]
+            if self.turns is None or self.iteration % TURNS_EVERY == 0:
+                self.turns = self._turns(context)
+            steps = bases * torch.exp2(self.turns / 4)[:, self.kinds]
         some_noise = None if noise is None else noise[which]
         offsets = _in_steps(numbers[which], seen, some_noise) - means * bases / seen
         bits = (gaussian_bits if self.paper else logistic_bits)(offsets, octaves - turns / 4).mean()
@@ -491,10 +496,13 @@ class SGI:
         self, values: Tensor, chunk: slice, colors: Perceptron, shapes: Perceptron
     ) -> Gaussians:
         """In pixels of what the step sees."""
-        features, sizes, offsets = values[chunk].split(self.counts, 1)
+        points = self.points[chunk]
+        if len(points) < len(values):  # the gradient of a part is as large as the whole
+            values = values[chunk]
+        features, sizes, offsets = values.split(self.counts, 1)
         sizes = sizes if self.recipe.linear else sizes.exp()
         offsets = offsets.reshape(len(features), self.per_seed, 2)
-        made = gaussians_of(self.points[chunk], features, offsets, sizes, colors, shapes)
+        made = gaussians_of(points, features, offsets, sizes, colors, shapes)
         return seen_from(made, self.view.origin, self.view.step)
 
 
