@@ -63,7 +63,9 @@ class Recipe:
         num_gaussians: an upper limit; None for `default_count`, and with the start "network" for
             as many as it sees fit.
         init: a file of Gaussians to start from.
-        iterations, seconds, psnr: where the fit stops, whichever comes first; see `fit_image`.
+        iterations: where the fit stops, whichever of the three comes first; see `fit_image`.
+        seconds: the same.
+        psnr: the same, dB.
         background: a color of CSS to lay the picture over; None keeps opacity as a fourth channel.
         seed: of methods that draw random numbers.
         device: "cpu", "cuda", or "auto", see `instantgi.native.choose_device`.

@@ -22,7 +22,8 @@ class Mixture:
 
     Attributes:
         gaussians: in the order in which they were added.
-        top_k, epsilon: of the mixture.
+        top_k: of the mixture.
+        epsilon: of the mixture.
         stages: how many Gaussians there were after each stage of growth, increasing; the last is
             all of them. The first so many are a coarser picture.
 
@@ -74,8 +75,10 @@ class Level:
     """Gaussians of one level, in pixels of its own grid.
 
     Attributes:
-        height, width: of the grid.
-        low, high: the values that 0 and 1 of its clamped sum stand for.
+        height: of the grid.
+        width: of the grid.
+        low: the value that 0 of its clamped sum stands for.
+        high: the value that 1 of it stands for.
         is_published: the cholesky of its Gaussians are covariances (xx, xy, yy), positive or not,
             drawn as by the published kernels; for comparison only.
     """
@@ -154,9 +157,11 @@ class Seeds:
 
     Attributes:
         grid: where the seeds lie, and how large the picture is.
-        features, offsets: numbers of each seed; offsets are in its own sizes (s_o).
+        features: numbers of each seed.
+        offsets: of its Gaussians from it, in its own sizes (s_o).
         scalings: natural logarithms of its sizes (s_o, s_a) in pixels.
-        colors, shapes: the networks.
+        colors: the network that makes colors of features.
+        shapes: the one that makes shapes of them.
         bases: steps of features, scalings and offsets before `context` changes them; None if
             nothing is rounded. Otherwise every number is a whole number of its seed's step.
         context: what files are coded by; None if nothing is rounded.

@@ -32,7 +32,9 @@ class Target:
     """What is wanted; one of the first four, or none for the default number of Gaussians.
 
     Attributes:
+        num_gaussians: an upper limit; a small picture may get fewer.
         bpp: bits of the whole file per pixel.
+        num_bytes: of the whole file.
         psnr: dB, of the decoded picture as 8 bits.
         iterations: of each fit of the Gaussians before they are quantised.
         seconds: in all; by default as long as it takes.

@@ -39,11 +39,18 @@ class Fitter(Protocol[Made]):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a caller sees while a fit runs."""
+    """What a caller sees while a fit runs.
 
-    iteration: int  # steps done
-    seconds: float  # since the fit began, without the time spent in callbacks
-    psnr: float  # dB, of the float picture before the last step
+    Attributes:
+        iteration: steps done.
+        seconds: since the fit began, without the time spent in callbacks.
+        psnr: dB, of the float picture before the last step.
+        fitter: what is fitting; its `gaussians()` are those of now.
+    """
+
+    iteration: int
+    seconds: float
+    psnr: float
     fitter: Fitter[Any]
 
 

@@ -44,14 +44,22 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """All that the network makes of one picture; differentiable but for the mesh."""
+    """All that the network makes of one picture; differentiable but for the mesh.
+
+    Attributes:
+        position_map: expected points per cell, in (0, 1).
+        mesh: of the points that were dithered from it.
+        attributes: what the fields say of each triangle.
+        stages: Gaussians as the fields made them, and after each look.
+    """
 
     position_map: Float[Tensor, "H W"]
     mesh: Mesh
     attributes: Attributes
-    stages: tuple[Gaussians, ...]  # as the fields made them, and after each look
+    stages: tuple[Gaussians, ...]
 
     def gaussians(self) -> Gaussians:
+        """After the last look."""
         return self.stages[-1]
 
 

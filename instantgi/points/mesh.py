@@ -22,13 +22,21 @@ CLOSEST = 0.6  # of all cells filled: with a fuller map the cells are made small
 
 class Mesh(NamedTuple):
     """The triangles of one picture, in reading order of 8-pixel bands: neighbors in the picture are
-    neighbors in memory."""
+    neighbors in memory.
 
-    points: Float[Tensor, "P 2"]  # pixels; the hull is the picture's border
-    triangles: Int64[Tensor, "T 3"]  # indices of points
-    neighbors: Int64[Tensor, "T 3"]  # across the edge opposite each corner; itself at the hull
+    Attributes:
+        points: pixels; the hull is the picture's border.
+        triangles: indices of points.
+        neighbors: indices of triangles, across the edge opposite each corner; itself at the hull.
+        centers: pixels.
+        covariances: (xx, xy, yy) of the triangle as a uniform area, px².
+    """
+
+    points: Float[Tensor, "P 2"]
+    triangles: Int64[Tensor, "T 3"]
+    neighbors: Int64[Tensor, "T 3"]
     centers: Float[Tensor, "T 2"]
-    covariances: Float[Tensor, "T 3"]  # (xx, xy, yy) of the triangle as a uniform area, px²
+    covariances: Float[Tensor, "T 3"]
 
 
 def make_mesh(
