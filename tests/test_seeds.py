@@ -443,6 +443,26 @@ def test_many_seeds_have_the_gradients_of_few(monkeypatch):
     assert_close(*results, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("sampled", [2**11, 50])
+def test_steps_have_the_gradient_of_their_noise(monkeypatch, sampled):
+    monkeypatch.setattr(sgi, "FEWEST_SAMPLED", sampled)
+    fitter = SGI(features=4, per_seed=2)
+    fitter.start(picture(48, 64), None, 800, seed=0)
+    fitter._learn(fitter._first_context(), 1e-4)
+    held = fitter._values(fitter._numbers(), 0.5, False)
+    assert held.steps is not None and held.noise is not None
+    gradient = normal(*held.numbers.shape)
+    _, steps = held.others(gradient)[0]
+    _, of_steps = held.others(gradient)[1]
+    found = torch.autograd.grad(steps, fitter.context.network.biases2, of_steps)[0][-3:]
+    # values are numbers + noise · step; a step is base · 2^r, so it moves by step · ln 2
+    each = gradient[held.which] * held.noise * held.steps.detach() * math.log(2)
+    share = len(gradient) / len(held.steps)
+    expected = [share * each[:, fitter.kinds == kind].sum() for kind in range(3)]
+    assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    assert len(held.steps) == (sampled if sampled == 50 else fitter.grid.num)
+
+
 def test_bits_of_some_seeds_stand_for_all(monkeypatch):
     monkeypatch.setattr(sgi, "FEWEST_SAMPLED", 200)
     image = picture(48, 64)
