@@ -1,14 +1,19 @@
 """The commands: parsing and printing only."""
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
+import io
 import math
+import os
+import re
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PROFILES = ("compact", "fast", "lossless", "seeds")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
@@ -18,11 +23,12 @@ BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.bench, likewise
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT and SIGPIPE, as shells have them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a command line: 0, 1 for bad input, 130 after Ctrl-C.
+    """The exit code of a command line: 0, 1 for bad input, 130 after Ctrl-C, 141 if nobody reads
+    on what it prints.
 
     Raises:
         SystemExit: with code 2 for wrong usage, with 0 after --help and --version.
@@ -30,33 +36,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:2] == BENCH_RD.split():  # one command of two words
         words[:2] = [BENCH_RD]
+    _show_any_letter()
     options, unknown = build_parser().parse_known_args(words)
     if unknown:  # said with the usage of the command, which argparse would not do
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        _refuse(unknown, options.parser)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return options.run(options)
+            code = options.run(options)
+            print(end="", flush=True)  # here, where a full disk or a closed pipe can be said
+            return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `| head -1`
+        _close_output()
+        return CLOSED_PIPE
     except BAD_INPUT as error:
-        return _complain(error)
+        code = _complain(error)
+        try:
+            print(end="", flush=True)
+        except OSError:  # it was the output that failed
+            _close_output()
+        return code
+
+
+def _show_any_letter() -> None:
+    """Names of files may have letters that a terminal does not have: they are shown as codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_output() -> None:
+    """What is left to print goes nowhere, so that the interpreter does not fail on it at exit."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(unknown: list[str], parser: argparse.ArgumentParser) -> NoReturn:
+    """With the option that was probably meant."""
+    options = re.findall(r"^  (?:-\w.*?, )?(--[\w-]+)", parser.format_help(), re.MULTILINE)
+    meant = []
+    for word in unknown:
+        if word.startswith("-"):
+            meant += difflib.get_close_matches(word.split("=")[0], options, 1, cutoff=0.75)
+    hint = f"; did you mean {' '.join(meant)}?" if meant else f"; see {parser.prog} --help"
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {_one_line(message)}", file=sys.stderr)
 
 
 BAD_INPUT = (OSError, ValueError, RuntimeError, MemoryError, OverflowError)
 
 
 def _complain(error: BaseException) -> int:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _one_line(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"not enough memory ({text})"
+    if isinstance(error, OSError) and error.errno and error.strerror:  # of the system, not ours
+        where = "the output" if error.filename is None else _one_line(error.filename)
+        text = f"{where}: {error.strerror[0].lower()}{error.strerror[1:]}"
     print(f"error: {text}", file=sys.stderr)
     return 1
+
+
+def _one_line(text: object) -> str:
+    return _printable(" ".join(line.strip() for line in str(text).splitlines()))
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor or break a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 # --- what there is -----------------------------------------------------------------------------
@@ -127,6 +180,7 @@ def _infer(commands: Any) -> None:
     )
     parser.add_argument(
         "--checkpoint",
+        type=_name,
         metavar="NAME",
         help="the network: one that ships, a folder of your own, or organisation/name on the "
         "Hugging Face Hub (default: tiny)",
@@ -169,11 +223,18 @@ def _fit(commands: Any) -> None:
 
 def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
+    add(
+        "images",
+        nargs="+",
+        type=_name,
+        metavar="IMAGE",
+        help="picture in any common format, 8 or 16 bits",
+    )
     add(
         "-o",
         "--output",
         default="out",
+        type=_name,
         metavar="DIR",
         help="folder of results (default: %(default)s)",
     )
@@ -202,6 +263,7 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--init",
+        type=_name,
         metavar="FILE",
         help="gaussians.gi or snapshot.gi of a picture of this size to start from (default: the "
         "method's own start)",
@@ -266,8 +328,8 @@ def _encode(commands: Any) -> None:
         "Fits Gaussians to the picture and to being rounded, and codes them.",
     )
     add = parser.add_argument
-    add("image", metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
-    add("-o", "--output", required=True, metavar="X.gi", help="(required)")
+    add("image", type=_name, metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
+    add("-o", "--output", required=True, type=_name, metavar="X.gi", help="(required)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--bpp",
@@ -327,7 +389,7 @@ def _decode(commands: Any) -> None:
         "draw a file of Gaussians at any size",
         "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
     )
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
+    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
     _add_size(parser.add_argument)
     parser.add_argument(
         "--partial",
@@ -338,7 +400,7 @@ def _decode(commands: Any) -> None:
 
 def _info(commands: Any) -> None:
     parser = _command(commands, "info", _run_info, "say what a file of Gaussians holds")
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
+    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
     parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
 
 
@@ -351,10 +413,13 @@ def _view(commands: Any) -> None:
         "The page holds the file and needs no network: zoom up to 16,000 times, ellipses, levels "
         "and stages, the original beside it. Other files can be dropped on it.",
     )
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.html", help="(required)")
+    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
+    parser.add_argument(
+        "-o", "--output", required=True, type=_name, metavar="OUT.html", help="(required)"
+    )
     parser.add_argument(
         "--original",
+        type=_name,
         metavar="PICTURE",
         help="picture of the same size to compare with (default: none)",
     )
@@ -362,7 +427,14 @@ def _view(commands: Any) -> None:
 
 def _add_size(add: Callable[..., Any]) -> None:
     """What is drawn, and where to."""
-    add("-o", "--output", required=True, metavar="OUT", help=".png, .webp, .tif or .jpg (required)")
+    add(
+        "-o",
+        "--output",
+        required=True,
+        type=_name,
+        metavar="OUT",
+        help=".png, .webp, .tif or .jpg (required)",
+    )
     add("--scale", type=_positive, metavar="S", help="times the picture's own size (default: 1)")
     add(
         "--height",
@@ -393,16 +465,20 @@ def _export(commands: Any) -> None:
         _run_export,
         "write Gaussians as .npz for the WebGPU viewer of GaussianImage",
     )
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.npz", help="(required)")
+    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
+    parser.add_argument(
+        "-o", "--output", required=True, type=_name, metavar="OUT.npz", help="(required)"
+    )
 
 
 def _import(commands: Any) -> None:
     parser = _command(
         commands, "import", _run_import, "read such an .npz and write it as a lossless .gi"
     )
-    parser.add_argument("npz", metavar="FILE.npz", help="Gaussians for the viewer")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.gi", help="(required)")
+    parser.add_argument("npz", type=_name, metavar="FILE.npz", help="Gaussians for the viewer")
+    parser.add_argument(
+        "-o", "--output", required=True, type=_name, metavar="OUT.gi", help="(required)"
+    )
 
 
 def _bench(commands: Any) -> None:
@@ -523,6 +599,12 @@ def _doctor(commands: Any) -> None:
 
 
 # --- what a value may be -----------------------------------------------------------------------
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file or folder, got an empty one")
+    return text
 
 
 def _whole(least: int | None) -> Callable[[str], int]:
@@ -654,7 +736,7 @@ def _result_line(report: dict[str, Any], folder: Path) -> str:
     first, last = (
         "lossless" if stage["lossless"] else f"{stage['psnr']:.2f} dB" for stage in drawn[-2:]
     )
-    return (
+    return _printable(
         f"{Path(report['image']).name}  {report['width']}x{report['height']}  "
         f"{report['num_gaussians']} Gaussians  {first} -> {last}  "
         f"{report['seconds_total']:.1f} s  {folder}"
@@ -728,7 +810,7 @@ def _run_encode(options: argparse.Namespace) -> int:
         seconds=options.seconds,
     )
     began = time.perf_counter()
-    _check_file_name(options.output, options.image)
+    _check_name(options.output, (".gi",), "files of Gaussians", options.image)
     with replace_on_success(options.output) as partial:  # refuses before the work, not after it
         image = read_picture(options.image, options.background)
         kept = read_metadata(options.image) if options.keep_metadata else {}
@@ -743,13 +825,15 @@ def _run_encode(options: argparse.Namespace) -> int:
     if not options.quiet:
         file = open_file(data)
         pixels = image[0].numel()
-        level = f"{psnr(file.render(), image):.2f} dB" if pixels <= MAX_SAMPLES else "not drawn"
-        print(
+        level = psnr(file.render(), image) if pixels <= MAX_SAMPLES else math.nan
+        said = {math.inf: "lossless"}.get(level, f"{level:.2f} dB")
+        line = (
             f"{Path(options.image).name}  {file.width}x{file.height}  "
             f"{file.num_gaussians} Gaussians  {len(data)} bytes  "
-            f"{8 * len(data) / pixels:.4f} bpp  {level}  "
+            f"{8 * len(data) / pixels:.4f} bpp  {'not drawn' if math.isnan(level) else said}  "
             f"{time.perf_counter() - began:.1f} s  {options.output}"
         )
+        print(_printable(line))
     return 0
 
 
@@ -762,13 +846,15 @@ def _iterations(options: argparse.Namespace) -> int | None:
     return options.iterations
 
 
-def _check_file_name(output: str, source: str) -> None:
-    """A picture is not to be lost by a slip."""
-    from instantgi.images import WRITABLE
-
+def _check_name(output: str, suffixes: tuple[str, ...], kind: str, *sources: str | None) -> None:
+    """No file of another kind is to be lost by a slip; devices and pipes have any name."""
     path = Path(output)
-    if path.suffix.lower() in WRITABLE or (path.is_file() and path.samefile(source)):
-        raise ValueError(f"{output}: names a picture; files of Gaussians end in .gi")
+    is_new = not path.exists() or path.is_file() or path.is_dir()
+    if is_new and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{output}: is no name for the result; {kind} end in {suffixes[0]}")
+    for source in sources:
+        if source and path.is_file() and Path(source).exists() and path.samefile(source):
+            raise ValueError(f"{output}: is what is read; give the result another name")
 
 
 def _run_decode(options: argparse.Namespace) -> int:
@@ -779,6 +865,7 @@ def _run_decode(options: argparse.Namespace) -> int:
     file = open_file(options.file, whole=not options.partial)
     *_, width, height = options.crop or (0, 0, file.width, file.height)
     scale = options.scale or 1.0
+    _check_crop(options.crop, file.width, file.height)
     size = (
         options.height or max(1, round(min(height * scale, 1e9))),
         options.width or max(1, round(min(width * scale, 1e9))),
@@ -787,6 +874,15 @@ def _run_decode(options: argparse.Namespace) -> int:
     drawn = file.render(*size, crop=options.crop and tuple(options.crop))
     write_image(options.output, drawn, icc=file.metadata.icc, exif=file.metadata.exif)
     return 0
+
+
+def _check_crop(crop: list[int] | None, width: int, height: int) -> None:
+    x, y, *size = crop or (0, 0, width, height)
+    if not (x < width and y < height and x + size[0] > 0 and y + size[1] > 0):
+        raise ValueError(
+            f"--crop {x} {y} {size[0]} {size[1]}: shows nothing of the picture of {width}x{height} "
+            "pixels; X and Y are the part's upper left corner"
+        )
 
 
 def _run_info(options: argparse.Namespace) -> int:
@@ -806,6 +902,7 @@ def _run_info(options: argparse.Namespace) -> int:
         "drawn": RENDERERS[file.renderer.kind],
         "parts": [part.header.num_gaussians for part in file.parts],
         "whole": file.is_whole,
+        "damaged": file.damaged(),
         "blocks": len(file.blocks),
         "steps": file.steps and dataclasses.asdict(file.steps),
         "chunks": file.bytes_of_chunks(),
@@ -824,7 +921,7 @@ def _run_info(options: argparse.Namespace) -> int:
                 f"{key} {part:.6g}" if isinstance(part, float) else f"{key} {part}"
                 for key, part in value.items()
             )
-        print(f"{name + ':':15}{'-' if value is None else _printable(str(value))}")
+        print(f"{name + ':':15}{'-' if value in (None, []) else _printable(str(value))}")
     return 0
 
 
@@ -832,16 +929,10 @@ def _run_view(options: argparse.Namespace) -> int:
     from instantgi.files import replace_on_success
     from instantgi.viewer import page_of
 
-    if Path(options.output).suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{options.output}: is no name of a page; pages end in .html")
+    _check_name(options.output, (".html", ".htm"), "pages", options.file, options.original)
     with replace_on_success(options.output) as partial:  # refuses before the work, not after it
         partial.write_text(page_of(options.file, options.original), "utf-8")
     return 0
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor or break a line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _run_export(options: argparse.Namespace) -> int:
@@ -850,6 +941,7 @@ def _run_export(options: argparse.Namespace) -> int:
     from instantgi.npz import save_npz
     from instantgi.representations import Seeds
 
+    _check_name(options.output, (".npz",), "files for the viewer", options.file)
     file = open_file(options.file)
     made = file.made()
     if isinstance(made, Seeds):
@@ -866,7 +958,7 @@ def _run_import(options: argparse.Namespace) -> int:
     from instantgi.files import replace_on_success
     from instantgi.npz import load_npz
 
-    _check_file_name(options.output, options.npz)
+    _check_name(options.output, (".gi",), "files of Gaussians", options.npz)
     gaussians, height, width = load_npz(options.npz)
     with replace_on_success(options.output) as partial:
         partial.write_bytes(encode(gaussians, height, width, profile="lossless"))

@@ -30,7 +30,8 @@ from PIL.TiffImagePlugin import (
 )
 from torch import Tensor
 
-from instantgi.files import read_bytes, replace_on_success
+from instantgi.files import check_place, read_bytes, replace_on_success
+from instantgi.gaussians import kind_of
 
 # Raster formats only: EPS, for one, would be handed to Ghostscript, a program interpreter. TGA has
 # no signature of its own, so it is tried last.
@@ -218,6 +219,8 @@ def write_image(
         ValueError: if the format is unknown or cannot hold the picture.
         FileNotFoundError, IsADirectoryError, PermissionError: if the file cannot be written.
     """
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        raise ValueError(f"image must be a float tensor [C, H, W] in [0, 1], got {kind_of(image)}")
     check_writable(path, *image.shape)
     file_format, options = WRITABLE[Path(path).suffix.lower()]
     array = to_8bit(image).permute(1, 2, 0).contiguous().cpu().numpy()
@@ -227,14 +230,20 @@ def write_image(
     if icc and _fits(icc, len(image)):
         extra["icc_profile"] = icc
     with replace_on_success(path) as partial:
-        picture.save(partial, file_format, **options, **extra)
+        try:
+            picture.save(partial, file_format, **options, **extra)
+        except OSError as error:
+            if error.errno:
+                raise
+            raise OSError(f"{path}: cannot be written ({error})") from error  # libtiff's code
 
 
 def check_writable(path: str | os.PathLike, channels: int, height: int, width: int) -> None:
-    """Raises what `write_image` would raise for the format of a picture of this kind."""
+    """Raises what `write_image` would raise for a picture of this kind, at this place."""
     suffix = Path(path).suffix.lower()
-    if suffix not in WRITABLE:
+    if suffix not in WRITABLE and not Path(path).is_dir():
         raise ValueError(f"{path}: unknown format {suffix!r}; use one of {', '.join(WRITABLE)}")
+    check_place(path)
     _check_storable(path, channels, height, width, WRITABLE[suffix][0])
 
 
@@ -286,6 +295,8 @@ def _explain(error: Exception, data: bytes) -> str:
 
 
 def _explain_unidentified(data: bytes) -> str:
+    if data.startswith(b"\x89GI\r"):
+        return "a file of Gaussians, not a picture; instantgi decode draws it"
     for signature, name in SIGNATURES.items():
         if data.startswith(signature):
             return f"the header of this {name} is damaged; {AGAIN}"

@@ -227,6 +227,16 @@ class Index:
                 }
             )
 
+    def damaged(self) -> list[str]:
+        """Types of the chunks that are there and whose checksum is wrong."""
+        wrong = []
+        for frame in self._frames:
+            try:
+                frame.payload(self._data)
+            except FormatError:
+                wrong.append(frame.type.decode("latin-1").strip())
+        return wrong
+
     def bytes_of_chunks(self) -> dict[str, int]:
         """Bytes of payload by the type of chunk."""
         counted: dict[str, int] = {}
