@@ -23,6 +23,7 @@ BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.bench, likewise
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
+SHELLS = ("bash", "zsh", "tcsh")
 INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT and SIGPIPE, as shells have them
 
 
@@ -119,10 +120,16 @@ def build_parser() -> argparse.ArgumentParser:
     from instantgi import __version__
 
     parser = argparse.ArgumentParser(
-        prog="instantgi", description="Pictures as 2D Gaussians.", allow_abbrev=False
+        prog="instantgi",
+        description="Pictures as 2D Gaussians: fitted, saved in small files, drawn at any size.",
+        epilog="instantgi COMMAND --help says more about each; begin with "
+        "instantgi infer picture.png",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"instantgi {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     for add in (
         _infer,
         _fit,
@@ -135,18 +142,20 @@ def build_parser() -> argparse.ArgumentParser:
         _bench,
         _bench_rd,
         _doctor,
+        _completion,
     ):
         add(commands)
     return parser
 
 
 def _command(
-    commands: Any, name: str, run: Callable, summary: str, details: str = ""
+    commands: Any, name: str, run: Callable, summary: str, details: str = "", example: str = ""
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}. {details}",
+        epilog=example and f"example: instantgi {name} {example}",
         allow_abbrev=False,
     )
     # the command's own parser, so that its usage is what a wrong argument shows
@@ -167,25 +176,27 @@ def _infer(commands: Any) -> None:
         commands,
         "infer",
         _run_fits,
-        "turn pictures into Gaussians: a start from a network or from the image gradient, solved "
-        "colors, and a fit",
-        RESULT,
+        "turn pictures into Gaussians",
+        f"From a start, by a network or the picture's gradient, colors are solved and all is "
+        f"fitted. {RESULT}",
+        "picture.png --seconds 2",
     )
-    _add_fit_arguments(parser)
-    parser.add_argument(
+    make = _add_pictures(parser)
+    make.add_argument(
         "--start",
         choices=STARTS,
-        help="where the fit starts: from a network's Gaussians or from the image gradient; auto "
-        "is the better for as many steps or seconds (default: auto, or network with --checkpoint)",
+        help="where the fit starts: from a network's Gaussians, or heuristic: from the picture's "
+        "gradient; auto is the better for as many steps or seconds (default: auto, or network with "
+        "--checkpoint)",
     )
-    parser.add_argument(
+    make.add_argument(
         "--checkpoint",
         type=_name,
         metavar="NAME",
         help="the network: one that ships, a folder of your own, or organisation/name on the "
         "Hugging Face Hub (default: tiny)",
     )
-    parser.add_argument(
+    make.add_argument(
         "--patch-size",
         type=_whole(1),
         default=3,
@@ -193,24 +204,31 @@ def _infer(commands: Any) -> None:
         help="largest side of a dithering cell in pixels; also sets the default of "
         "--num-gaussians, 0.99 / K^2 per pixel or what a network sees fit (default: %(default)s)",
     )
+    _add_fit_arguments(parser, make)
     parser.set_defaults(method="instantgi", rate=None)
 
 
 def _fit(commands: Any) -> None:
     parser = _command(
-        commands, "fit", _run_fits, "fit Gaussians to pictures by the method of choice", RESULT
+        commands,
+        "fit",
+        _run_fits,
+        "fit Gaussians to pictures by the method of choice",
+        RESULT,
+        "picture.png --method imagegs --num-gaussians 1500",
     )
-    _add_fit_arguments(parser)
-    parser.add_argument(
+    make = _add_pictures(parser)
+    make.add_argument(
         "--method",
         choices=METHODS,
+        metavar="NAME",
         default="instantgi",
         help="instantgi is ours; gaussianimage, gaussianimage-rs and lig (in two levels) start "
         "from random Gaussians and need many steps, as published 50000, or 30000 a level; imagegs "
         "makes a normalised mixture, as published in 10000; sgi makes seeds of 7 Gaussians each, "
         "as published in 15000 (default: %(default)s)",
     )
-    parser.add_argument(
+    make.add_argument(
         "--lambda",
         dest="rate",
         type=_not_negative,
@@ -218,85 +236,102 @@ def _fit(commands: Any) -> None:
         help="of the method sgi: what a bit costs; more makes a smaller file and a worse picture, "
         "0 rounds nothing (default: 0.001)",
     )
+    _add_fit_arguments(parser, make)
     parser.set_defaults(patch_size=3, start=None, checkpoint=None)
 
 
-def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "images",
-        nargs="+",
-        type=_name,
-        metavar="IMAGE",
-        help="picture in any common format, 8 or 16 bits",
-    )
-    add(
-        "-o",
-        "--output",
-        default="out",
-        type=_name,
-        metavar="DIR",
-        help="folder of results (default: %(default)s)",
-    )
-    add(
+def _add_pictures(parser: argparse.ArgumentParser) -> Any:
+    """The group of what to make of them."""
+    parser.add_argument("images", nargs="+", type=_name, metavar="IMAGE", help=PICTURE)
+    return parser.add_argument_group("what to make")
+
+
+def _add_fit_arguments(parser: argparse.ArgumentParser, make: Any) -> None:
+    """What infer and fit have in common."""
+    make.add_argument(
         "--num-gaussians",
         type=_whole(2),
         metavar="N",
         help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel; with "
-        "--start network, as many as it sees fit)",
+        "infer --start network, as many as it sees fit)",
     )
-    limit = parser.add_mutually_exclusive_group()
-    limit.add_argument(
-        "--iterations",
-        type=_whole(0),
-        metavar="N",
-        help="steps of the fit (default: 300 without --seconds)",
-    )
-    limit.add_argument(
-        "--seconds", type=_positive, metavar="T", help="time for the fit (default: no limit)"
-    )
-    add(
-        "--psnr",
-        type=_positive,
-        metavar="P",
-        help="stop the fit earlier, once the PSNR is P dB (default: do not)",
-    )
-    add(
+    make.add_argument(
         "--init",
         type=_name,
         metavar="FILE",
         help="gaussians.gi or snapshot.gi of a picture of this size to start from (default: the "
         "method's own start)",
     )
-    add(
-        "--background",
-        type=_color,
-        metavar="COLOR",
-        help="white, black or #rrggbb: lay transparent pictures over it "
-        "(default: keep opacity as a fourth channel)",
+    _add_background(make)
+    _add_seed(make.add_argument)
+    stop = parser.add_argument_group("when to stop")
+    limit = stop.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--iterations",
+        type=_whole(0),
+        metavar="N",
+        help="after so many steps of the fit (default: 300 without --seconds)",
     )
-    add(
+    limit.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="T",
+        help="after so long a fit (default: no limit)",
+    )
+    stop.add_argument(
+        "--psnr",
+        type=_positive,
+        metavar="P",
+        help="earlier, once the PSNR is P dB (default: no limit)",
+    )
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "-o",
+        "--output",
+        type=_name,
+        default="out",
+        metavar="DIR",
+        help="folder of results (default: %(default)s)",
+    )
+    result.add_argument(
         "--snapshot-every",
         type=_whole(1),
         metavar="N",
-        help="write DIR/<name>/snapshot.gi after every N steps (default: never)",
+        help="write DIR/<name>/snapshot.gi after every N steps, to go on from with --init after an "
+        "interruption (default: never)",
     )
-    _add_metadata(add)
-    _add_device(add)
-    _add_seed(add)
-    add(
-        "--quiet",
-        action="store_true",
-        help="print nothing but errors (default: progress and a line)",
+    _add_metadata(result)
+    _add_running(parser, "progress and a line")
+
+
+PICTURE = "picture in any common format, 8 or 16 bits (required)"
+GAUSSIANS = "file of Gaussians, made by encode, infer or fit (required)"
+
+
+def _add_background(group: Any) -> None:
+    group.add_argument(
+        "--background",
+        type=_color,
+        metavar="COLOR",
+        help="white, black or #rrggbb: lay transparent pictures over it (default: keep opacity as "
+        "a fourth channel)",
     )
 
 
-def _add_metadata(add: Callable[..., Any]) -> None:
-    add(
+def _add_metadata(group: Any) -> None:
+    group.add_argument(
         "--keep-metadata",
         action="store_true",
         help="store EXIF in the file, and the color profile of pictures of 16 bits; decode hands "
         "them on (default: do not)",
+    )
+
+
+def _add_running(parser: argparse.ArgumentParser, shown: str) -> None:
+    group = parser.add_argument_group("how it runs")
+    _add_device(group.add_argument)
+    group.add_argument(
+        "--quiet", action="store_true", help=f"print nothing but errors (default: {shown})"
     )
 
 
@@ -326,25 +361,28 @@ def _encode(commands: Any) -> None:
         _run_encode,
         "turn a picture into a small file of Gaussians",
         "Fits Gaussians to the picture and to being rounded, and codes them.",
+        "picture.png -o picture.gi --bpp 0.3",
     )
-    add = parser.add_argument
-    add("image", type=_name, metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
-    add("-o", "--output", required=True, type=_name, metavar="X.gi", help="(required)")
-    size = parser.add_mutually_exclusive_group()
+    parser.add_argument("image", type=_name, metavar="IMAGE", help=PICTURE)
+    size = parser.add_argument_group("how large or how good (one of them)")
+    size = size.add_mutually_exclusive_group()
     size.add_argument(
         "--bpp",
         type=_positive,
         metavar="B",
-        help="bits of the file per pixel (default: by --num-gaussians)",
+        help="bits of the file per pixel (default: as --num-gaussians gives)",
     )
     size.add_argument(
         "--bytes",
         type=_whole(200),
         metavar="B",
-        help="size of the file (default: by --num-gaussians)",
+        help="size of the file (default: as --num-gaussians gives)",
     )
     size.add_argument(
-        "--psnr", type=_positive, metavar="P", help="quality in dB (default: by --num-gaussians)"
+        "--psnr",
+        type=_positive,
+        metavar="P",
+        help="quality in dB (default: as --num-gaussians gives)",
     )
     size.add_argument(
         "--num-gaussians",
@@ -353,7 +391,7 @@ def _encode(commands: Any) -> None:
         help="number of Gaussians; a small picture may get fewer (default: 0.008 per pixel, about "
         "0.3 bpp)",
     )
-    limit = parser.add_mutually_exclusive_group()
+    limit = parser.add_argument_group("when to stop (one of them)").add_mutually_exclusive_group()
     limit.add_argument(
         "--iterations", type=_whole(0), metavar="N", help="steps of each fit (default: 600)"
     )
@@ -363,22 +401,20 @@ def _encode(commands: Any) -> None:
         metavar="T",
         help="time for it all (default: as long as it takes)",
     )
-    add(
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "-o", "--output", type=_name, required=True, metavar="X.gi", help="the file (required)"
+    )
+    result.add_argument(
         "--profile",
         choices=PROFILES,
         default="compact",
         help="compact is entropy coded, fast has numbers of fixed length, lossless is float32, "
         "seeds are what method sgi makes (default: %(default)s)",
     )
-    add(
-        "--background",
-        type=_color,
-        metavar="COLOR",
-        help="lay transparent pictures over it (default: keep opacity as a fourth channel)",
-    )
-    _add_metadata(add)
-    _add_device(add)
-    add("--quiet", action="store_true", help="print nothing but errors (default: a line)")
+    _add_background(result)
+    _add_metadata(result)
+    _add_running(parser, "progress and a line")
 
 
 def _decode(commands: Any) -> None:
@@ -388,19 +424,55 @@ def _decode(commands: Any) -> None:
         _run_decode,
         "draw a file of Gaussians at any size",
         "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
+        "picture.gi -o twice.png --scale 2",
     )
-    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
-    _add_size(parser.add_argument)
-    parser.add_argument(
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
+    what = parser.add_argument_group("what to draw")
+    what.add_argument(
+        "--scale", type=_positive, metavar="S", help="times the picture's own size (default: 1)"
+    )
+    for name in ("height", "width"):
+        other = {"height": "width", "width": "height"}[name]
+        what.add_argument(
+            f"--{name}",
+            type=_whole(1),
+            metavar=name[0].upper(),
+            help=f"in pixels, with --{other} (default: by --scale)",
+        )
+    what.add_argument(
+        "--crop",
+        nargs=4,
+        type=_whole(None),
+        metavar=("X", "Y", "W", "H"),
+        help="this part only, in pixels of the picture's own size; --scale, --height and --width "
+        "are of the part (default: all)",
+    )
+    what.add_argument(
         "--partial",
         action="store_true",
-        help="also draw the beginning of a file, coarser (default: refuse it)",
+        help="also what the beginning of a file holds, coarser (default: refuse it)",
+    )
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "-o",
+        "--output",
+        type=_name,
+        required=True,
+        metavar="OUT",
+        help="the picture: .png, .webp, .tif or .jpg (required)",
     )
 
 
 def _info(commands: Any) -> None:
-    parser = _command(commands, "info", _run_info, "say what a file of Gaussians holds")
-    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
+    parser = _command(
+        commands,
+        "info",
+        _run_info,
+        "say what a file of Gaussians holds",
+        "Size, number of Gaussians, bytes by part, bits per pixel, and what is damaged.",
+        "picture.gi",
+    )
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
     parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
 
 
@@ -412,11 +484,10 @@ def _view(commands: Any) -> None:
         "write a page that shows a file of Gaussians in a browser",
         "The page holds the file and needs no network: zoom up to 16,000 times, ellipses, levels "
         "and stages, the original beside it. Other files can be dropped on it.",
+        "picture.gi -o picture.html --original picture.png",
     )
-    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
-    parser.add_argument(
-        "-o", "--output", required=True, type=_name, metavar="OUT.html", help="(required)"
-    )
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
+    _add_output(parser, "OUT.html", "the page")
     parser.add_argument(
         "--original",
         type=_name,
@@ -425,36 +496,9 @@ def _view(commands: Any) -> None:
     )
 
 
-def _add_size(add: Callable[..., Any]) -> None:
-    """What is drawn, and where to."""
-    add(
-        "-o",
-        "--output",
-        required=True,
-        type=_name,
-        metavar="OUT",
-        help=".png, .webp, .tif or .jpg (required)",
-    )
-    add("--scale", type=_positive, metavar="S", help="times the picture's own size (default: 1)")
-    add(
-        "--height",
-        type=_whole(1),
-        metavar="H",
-        help="in pixels, with --width (default: by --scale)",
-    )
-    add(
-        "--width",
-        type=_whole(1),
-        metavar="W",
-        help="in pixels, with --height (default: by --scale)",
-    )
-    add(
-        "--crop",
-        nargs=4,
-        type=_whole(None),
-        metavar=("X", "Y", "W", "H"),
-        help="draw this part only, in pixels of the picture's own size; --scale, --height and "
-        "--width are of the part (default: all)",
+def _add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument(
+        "-o", "--output", type=_name, required=True, metavar=metavar, help=f"{what} (required)"
     )
 
 
@@ -464,21 +508,22 @@ def _export(commands: Any) -> None:
         "export",
         _run_export,
         "write Gaussians as .npz for the WebGPU viewer of GaussianImage",
+        example="picture.gi -o picture.npz",
     )
-    parser.add_argument("file", type=_name, metavar="X.gi", help="made by encode, infer or fit")
-    parser.add_argument(
-        "-o", "--output", required=True, type=_name, metavar="OUT.npz", help="(required)"
-    )
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
+    _add_output(parser, "OUT.npz", "the file for the viewer")
 
 
 def _import(commands: Any) -> None:
     parser = _command(
-        commands, "import", _run_import, "read such an .npz and write it as a lossless .gi"
+        commands,
+        "import",
+        _run_import,
+        "turn an .npz for that viewer into a lossless .gi",
+        example="picture.npz -o picture.gi",
     )
-    parser.add_argument("npz", type=_name, metavar="FILE.npz", help="Gaussians for the viewer")
-    parser.add_argument(
-        "-o", "--output", required=True, type=_name, metavar="OUT.gi", help="(required)"
-    )
+    parser.add_argument("npz", type=_name, metavar="FILE.npz", help="Gaussians (required)")
+    _add_output(parser, "OUT.gi", "the file of Gaussians")
 
 
 def _bench(commands: Any) -> None:
@@ -589,13 +634,28 @@ def _bench_rd(commands: Any) -> None:
 
 
 def _doctor(commands: Any) -> None:
-    _command(
+    parser = _command(
         commands,
         "doctor",
         _run_doctor,
-        "say what of this install works",
-        "Exit code 1 if it does not.",
+        "say what of this install works, and what is missing",
+        "Exit code 1 if the CPU kernels do not work. A report of a bug should hold all of it.",
+        "--json",
     )
+    parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
+
+
+def _completion(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "completion",
+        _run_completion,
+        "print a script that makes a shell complete these commands at the tab key",
+        'For bash, put eval "$(instantgi completion bash)" into ~/.bashrc; for zsh, the same with '
+        "zsh into ~/.zshrc, below compinit.",
+        "bash",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="bash, zsh or tcsh (required)")
 
 
 # --- what a value may be -----------------------------------------------------------------------
@@ -1007,16 +1067,35 @@ def _run_bench_rd(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_doctor(_: argparse.Namespace) -> int:
-    from instantgi.bench import conditions, graphics_card, kernels_error
-    from instantgi.native import cache_folder, cuda_error
+def _run_doctor(options: argparse.Namespace) -> int:
+    import json
 
-    error = kernels_error()
-    found = conditions() | {"kernels": error or "loaded", "graphics card": graphics_card()}
-    found |= {"CUDA kernels": cuda_error() or f"usable, compiled ones are in {cache_folder()}"}
-    for name, value in found.items():
-        print(f"{name + ':':17}{value}")
-    return int(error is not None)
+    from instantgi.doctor import examine
+
+    found = examine()
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name + ':':17}{_printable(str(value))}")
+    return int(found["kernels"] != "work")
+
+
+def _run_completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    parser: Any = build_parser()
+    (commands,) = (action for action in parser._actions if action.dest == "command")
+    del commands.choices[BENCH_RD]  # shells complete single words
+    commands._choices_actions = [
+        action for action in commands._choices_actions if action.dest != BENCH_RD
+    ]
+    named = [action for command in commands.choices.values() for action in command._actions]
+    for action in named:
+        if action.type is _name or action.dest in ("images", "output"):
+            action.complete = shtab.FILE
+    print(shtab.complete(parser, options.shell), end="")
+    return 0
 
 
 if __name__ == "__main__":
