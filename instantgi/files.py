@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def read_bytes(path: str | os.PathLike, kind: str) -> bytes:
+def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
     """The bytes of a file; `kind` is what it is meant to be, for the errors.
 
     Raises:
@@ -26,7 +26,7 @@ def read_bytes(path: str | os.PathLike, kind: str) -> bytes:
 
 
 @contextmanager
-def replace_on_success(path: str | os.PathLike) -> Iterator[Path]:
+def replace_on_success(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to: it becomes `path` if the block ends well and vanishes if it does not.
 
     It lies beside `path`, hidden, with the same suffix, so the rename at the end is atomic: other
@@ -56,7 +56,7 @@ def replace_on_success(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: str | os.PathLike, partial: Path) -> Iterator[None]:
+def naming(path: str | os.PathLike[str], partial: Path) -> Iterator[None]:
     """Errors of the system, a full disk say, name what is written and not its hidden place."""
     try:
         yield
@@ -67,7 +67,7 @@ def naming(path: str | os.PathLike, partial: Path) -> Iterator[None]:
         raise
 
 
-def check_place(path: str | os.PathLike) -> None:
+def check_place(path: str | os.PathLike[str]) -> None:
     """Raises what `replace_on_success` raises before its block begins."""
     target = Path(os.path.realpath(path))
     if target.is_dir():

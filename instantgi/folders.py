@@ -14,7 +14,7 @@ from instantgi.files import naming
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.[0-9a-f]{16}(\.\w+)?")
 
 
-def prepare_folder(path: str | os.PathLike, names: Collection[str]) -> None:
+def prepare_folder(path: str | os.PathLike[str], names: Collection[str]) -> None:
     """Make sure, before the work begins, that `replace_folder` will be able to write here.
 
     The folders above `path` are created; an older result may be in its place, other files not.
@@ -38,7 +38,7 @@ def prepare_folder(path: str | os.PathLike, names: Collection[str]) -> None:
     _create(path, target.parent)
 
 
-def _create(path: str | os.PathLike, parent: Path) -> None:
+def _create(path: str | os.PathLike[str], parent: Path) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -53,7 +53,7 @@ def _create(path: str | os.PathLike, parent: Path) -> None:
 
 
 @contextmanager
-def replace_folder(path: str | os.PathLike, names: Collection[str]) -> Iterator[Path]:
+def replace_folder(path: str | os.PathLike[str], names: Collection[str]) -> Iterator[Path]:
     """An empty folder to fill: becomes `path` if the block ends well, vanishes if it does not.
 
     It lies beside `path`, hidden, until it is renamed. An older result of ours is moved aside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -160,7 +161,7 @@ class Gaussians:
         """The same function applied to every field."""
         return Gaussians(*(function(getattr(self, name)) for name in FIELDS))
 
-    def to(self, *args, **kwargs) -> Gaussians:
+    def to(self, *args: Any, **kwargs: Any) -> Gaussians:
         """On another device or in another dtype, as `Tensor.to`."""
         return self.map(lambda field: field.to(*args, **kwargs))
 

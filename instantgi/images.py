@@ -72,7 +72,7 @@ class ImageError(ValueError):
 
 
 def read_image(
-    path: str | os.PathLike, max_pixels: int = 400_000_000
+    path: str | os.PathLike[str], max_pixels: int = 400_000_000
 ) -> Float[Tensor, "channels height width"]:
     """The picture in a file, upright, as float32 in [0, 1]: gray (C = 1), RGB (3) or RGBA (4).
 
@@ -116,7 +116,7 @@ def read_image(
         raise ImageError(f"{path}: {_explain(error, data)}") from error
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, bytes]:
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, bytes]:
     """What a picture says of itself, as far as it is true of what `read_image` returns.
 
     Returns:
@@ -197,7 +197,7 @@ def to_8bit(image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def write_image(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     image: Float[Tensor, "channels height width"],
     *,
     icc: bytes | None = None,
@@ -238,7 +238,7 @@ def write_image(
             raise OSError(f"{path}: cannot be written ({error})") from error  # libtiff's code
 
 
-def check_writable(path: str | os.PathLike, channels: int, height: int, width: int) -> None:
+def check_writable(path: str | os.PathLike[str], channels: int, height: int, width: int) -> None:
     """Raises what `write_image` would raise for a picture of this kind, at this place."""
     suffix = Path(path).suffix.lower()
     if suffix not in WRITABLE and not Path(path).is_dir():
@@ -248,7 +248,7 @@ def check_writable(path: str | os.PathLike, channels: int, height: int, width: i
 
 
 def _check_storable(
-    path: str | os.PathLike, channels: int, height: int, width: int, file_format: str
+    path: str | os.PathLike[str], channels: int, height: int, width: int, file_format: str
 ) -> None:
     longest = LONGEST_SIDE[file_format]
     if channels not in (1, 3, 4):

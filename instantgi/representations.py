@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -59,7 +60,7 @@ class Mixture:
     def map(self, function: Callable[[Tensor], Tensor]) -> Mixture:
         return dataclasses.replace(self, gaussians=self.gaussians.map(function))
 
-    def to(self, *args, **kwargs) -> Mixture:
+    def to(self, *args: Any, **kwargs: Any) -> Mixture:
         return self.map(lambda field: field.to(*args, **kwargs))
 
     def detach(self) -> Mixture:
@@ -136,7 +137,7 @@ class Levels:
         ]
         return Levels(tuple(parts))
 
-    def to(self, *args, **kwargs) -> Levels:
+    def to(self, *args: Any, **kwargs: Any) -> Levels:
         return self.map(lambda field: field.to(*args, **kwargs))
 
     def detach(self) -> Levels:
@@ -282,7 +283,7 @@ class Seeds:
             context=None if self.context is None else self.context.map(function),
         )
 
-    def to(self, *args, **kwargs) -> Seeds:
+    def to(self, *args: Any, **kwargs: Any) -> Seeds:
         return self.map(lambda field: field.to(*args, **kwargs))
 
     def detach(self) -> Seeds:

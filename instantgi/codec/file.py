@@ -334,7 +334,7 @@ def _encode_block(
 # --- reading -----------------------------------------------------------------------------------
 
 
-def open_file(file: str | os.PathLike | Bytes, *, whole: bool = True) -> "File":
+def open_file(file: str | os.PathLike[str] | Bytes, *, whole: bool = True) -> "File":
     """A file of Gaussians, or its bytes; its Gaussians are decoded when they are asked for.
 
     Args:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,13 @@ class InstantGI(
             `Look`.
     """
 
+    unet: ConvNeXtUNet
+    position_field: nn.Sequential
+    position: str
+    fields: PublishedFields | LocalFields | FittedEllipses
+    looks: nn.ModuleList
+    gradient_logit: nn.Parameter  # where the position is "gradient"
+
     def __init__(
         self,
         *,
@@ -136,7 +144,9 @@ class InstantGI(
         return cls(**SIZES[size])
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options) -> "InstantGI":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> "InstantGI":
         """A trained network, ready to use: the name of one that ships ("tiny"), a folder written by
         `save_pretrained`, or "organisation/name" on the Hugging Face Hub.
 
