@@ -3,6 +3,7 @@
 LightningCLI over `instantgi.training` and `data`; one YAML of `configs/` is one run.
 """
 
+import sys
 import warnings
 
 from lightning.pytorch.cli import LightningCLI
@@ -13,7 +14,10 @@ import instantgi.training  # noqa: F401
 def main(arguments: list[str] | None = None) -> None:
     # said of every data loader; on two cores the training process reads fast enough itself
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    LightningCLI(args=arguments, save_config_kwargs={"overwrite": True})
+    try:
+        LightningCLI(args=arguments, save_config_kwargs={"overwrite": True})
+    except FileNotFoundError as error:  # a folder of pictures or targets that is not there
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Compile the CPU kernels while the package is installed (a hatchling build hook).
 
+GCC and Clang compile them, on Linux, macOS and Windows (LLVM's clang++, or g++ of MinGW-w64).
+
 One shared library per instruction set, `instantgi/native/libinstantgi_<name>`, from every
 `*_cpu.cpp` beside this file. Plain C++17 with a C interface: the result depends on no Python
 and no torch version. `instantgi/native.py` picks one at load time.
@@ -30,6 +32,16 @@ COMPILE = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisi
 # a*b + c stays two roundings, so that a map is dithered to the same points everywhere and a pixel
 # is inside the same Gaussians whoever asks; where one is meant, the source says so (multiply_add).
 COMPILE += ["-ffp-contract=off"]
+OLDEST_MACOS = "11.0"  # the first of Apple's own processors
+COMPILERS = {  # by name, the first that is there
+    "win32": ("clang++", "g++", "c++"),
+    "": ("c++", "g++", "clang++"),
+}
+INSTALL = {
+    "win32": "LLVM (winget install LLVM.LLVM) or MinGW-w64; Visual C++ alone has no vector types",
+    "darwin": "Apple's command line tools (xcode-select --install)",
+    "": "g++ or clang (Debian: apt install g++)",
+}
 
 
 def instruction_sets() -> dict[str, list[str]]:
@@ -44,13 +56,29 @@ def instruction_sets() -> dict[str, list[str]]:
 
 
 def compiler() -> str:
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (path := shutil.which(name)):
+    if chosen := os.environ.get("CXX"):
+        if path := shutil.which(chosen):
+            return path
+        raise RuntimeError(f"CXX names a compiler that is not there: {chosen!r}")
+    for name in COMPILERS.get(sys.platform, COMPILERS[""]):
+        if path := shutil.which(name):
             return path
     raise RuntimeError(
-        "instantgi compiles its CPU kernels on install and found no C++17 compiler: "
-        "install g++ or clang (Debian: apt install g++), or set CXX"
+        "instantgi compiles its CPU kernels on install and found no C++17 compiler: install "
+        f"{INSTALL.get(sys.platform, INSTALL[''])}, or set CXX"
     )
+
+
+def system_flags(cxx: str) -> list[str]:
+    """For compiling and linking on this system."""
+    if sys.platform == "darwin":
+        return ["-fPIC", "-pthread", f"-mmacosx-version-min={OLDEST_MACOS}"]
+    if sys.platform != "win32":
+        return ["-fPIC", "-pthread"]
+    if "clang" in Path(cxx).stem:
+        return []
+    # MinGW's runtime goes into the library; and its GCC does not align stacks as AVX wants them
+    return ["-static", "-Wa,-muse-unaligned-vector-move"]
 
 
 def run(command: list[str]) -> None:
@@ -62,7 +90,7 @@ def run(command: list[str]) -> None:
 def build(output: Path) -> list[Path]:
     """Compile every library into `output`; each is written beside its place and then renamed."""
     cxx, sources = compiler(), sorted(SOURCES.glob("*_cpu.cpp"))
-    position_independent = [] if sys.platform == "win32" else ["-fPIC", "-pthread"]
+    system = system_flags(cxx)
     output.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=output) as folder,
@@ -73,7 +101,7 @@ def build(output: Path) -> list[Path]:
             objects[name] = []
             for source in sources:
                 target = Path(folder) / f"{name}_{source.stem}.o"
-                command = [cxx, *COMPILE, *position_independent, *flags]
+                command = [cxx, *COMPILE, *system, *flags]
                 command += ["-c", str(source), "-o", str(target)]
                 jobs.append(pool.submit(run, command))
                 objects[name].append(str(target))
@@ -82,7 +110,7 @@ def build(output: Path) -> list[Path]:
         libraries = []
         for name, parts in objects.items():
             partial = Path(folder) / f"libinstantgi_{name}{SUFFIX}"
-            run([cxx, "-shared", *position_independent, *parts, "-o", str(partial)])
+            run([cxx, "-shared", *system, *parts, "-o", str(partial)])
             libraries.append(output / partial.name)
             os.replace(partial, libraries[-1])
     return libraries
@@ -104,4 +132,6 @@ class CustomBuildHook(BuildHookInterface):  # pyright: ignore[reportGeneralTypeI
 def platform_tag() -> str:
     import sysconfig
 
+    if sys.platform == "darwin":  # Python's own may say universal2, which these kernels are not
+        return f"macosx_{OLDEST_MACOS.replace('.', '_')}_{platform.machine()}"
     return sysconfig.get_platform().replace("-", "_").replace(".", "_")

@@ -90,6 +90,10 @@ INLINE Offsets<T> offsets(const Conic<T>& form, const Vec<T>& dx, const Vec<T>& 
     return {dx, dy, s};
 }
 
+// A form as an argument. (An alias of a template is that template to GCC and to some compilers not.)
+template <template <typename> class Form>
+struct As {};
+
 // What both passes need of a Gaussian, computed once per pass.
 template <typename T, template <typename> class Form>
 struct alignas(64) Splat {
@@ -215,7 +219,7 @@ const char* prepare_all(const Scene<T>& scene, int num_threads, Splat<T, Form>* 
 
 // Memory that is about to be written for the first time may come in pages of 2 MiB: the faults of
 // small ones would cost more than drawing a large picture.
-void expect_large(void* memory, size_t bytes) {
+[[maybe_unused]] void expect_large(void* memory, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t kPage = uintptr_t(1) << 21;
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
@@ -566,8 +570,8 @@ INLINE void gather(const Scene<T>& scene, Work<T, Form>& work, int64_t first, co
 
 // Gradients of all Gaussians, times `scale`. grad_geometry [N, 5], see `finish`; gradient.blocks holds
 // all groups of channels.
-template <typename T, template <typename> class Form, bool Mixture>
-const char* gather_all(const Scene<T>& scene, const Gradient<T>& gradient, double scale,
+template <bool Mixture, typename T, template <typename> class Form>
+const char* gather_all(As<Form>, const Scene<T>& scene, const Gradient<T>& gradient, double scale,
                        Coordinates coordinates, T* grad_geometry, T* grad_colors, int num_threads) {
     const int64_t rows = scene.rows(), cols = scene.cols(), channels = scene.channels;
     const Lanes<T> lanes;
@@ -637,22 +641,13 @@ const char* guarded(const Function& function) {
     }
 }
 
-struct AsEllipse {
-    template <typename T>
-    using Form = Ellipse<T>;
-};
-struct AsConic {
-    template <typename T>
-    using Form = Conic<T>;
-};
-
-// Calls function(T(), As…()) for float or double, ellipses or conics.
+// Calls function(T(), As<Form>()) for float or double, ellipses or conics.
 template <typename Function>
 const char* dispatch(bool is_double, bool published, const Function& function) {
     if (is_double && published) return "what is published is drawn in float32";
     return guarded([&] {
-        if (is_double) return function(double(), AsEllipse());
-        return published ? function(float(), AsConic()) : function(float(), AsEllipse());
+        if (is_double) return function(double(), As<Ellipse>());
+        return published ? function(float(), As<Conic>()) : function(float(), As<Ellipse>());
     });
 }
 

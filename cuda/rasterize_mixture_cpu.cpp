@@ -206,8 +206,8 @@ Vec<T> end_of_terms(int num_terms, double cutoff, int64_t num, Exponents<T, Form
 // image [C, H, W]; in blocks [⌈height/4⌉][⌈width/4⌉][16]: limits, the exponents at which the terms end,
 // and totals, the sums of the weights plus epsilon.
 template <typename T, template <typename> class Form>
-const char* forward(const Scene<T>& scene, int num_terms, double epsilon, T* image, T* limits, T* totals,
-                    int num_threads) {
+const char* forward(As<Form>, const Scene<T>& scene, int num_terms, double epsilon, T* image, T* limits,
+                    T* totals, int num_threads) {
     const int64_t cols = scene.cols();
     expect_large(image, scene.channels * scene.height * scene.width * sizeof(T));
     expect_large(limits, scene.rows() * cols * kLanes * sizeof(T));
@@ -252,7 +252,7 @@ const char* forward(const Scene<T>& scene, int num_terms, double epsilon, T* ima
 }
 
 template <typename T, template <typename> class Form>
-const char* backward(const Scene<T>& scene, const T* image, const T* limits, const T* totals,
+const char* backward(As<Form>, const Scene<T>& scene, const T* image, const T* limits, const T* totals,
                      const T* grad_image, T* grad_geometry, T* grad_colors, int num_threads) {
     const int64_t rows = scene.rows(), cols = scene.cols();
     const auto blocks = new_values<T>(rows * cols * scene.channels * kLanes);
@@ -277,8 +277,8 @@ const char* backward(const Scene<T>& scene, const T* image, const T* limits, con
                 }
         });
     });
-    return gather_all<T, Form, true>(scene, {blocks.get(), limits, common.get()}, 1.0, kParameters,
-                                     grad_geometry, grad_colors, num_threads);
+    return gather_all<true>(As<Form>(), scene, {blocks.get(), limits, common.get()}, 1.0, kParameters,
+                            grad_geometry, grad_colors, num_threads);
 }
 
 }  // namespace
@@ -298,9 +298,8 @@ INSTANTGI_API const char* instantgi_rasterize_mixture(SCENE_PARAMETERS, int64_t 
     if (num_terms < 1 || num_terms > kMostTerms) return "the number of terms must be from 1 to 32";
     return dispatch(is_double, published, [&](auto real, auto form) {
         using T = decltype(real);
-        return forward<T, decltype(form)::template Form>(SCENE(T), int(num_terms), epsilon,
-                                                         static_cast<T*>(image), static_cast<T*>(limits),
-                                                         static_cast<T*>(totals), int(num_threads));
+        return forward(form, SCENE(T), int(num_terms), epsilon, static_cast<T*>(image),
+                       static_cast<T*>(limits), static_cast<T*>(totals), int(num_threads));
     });
 }
 
@@ -310,9 +309,8 @@ INSTANTGI_API const char* instantgi_rasterize_mixture_backward(SCENE_PARAMETERS,
                                                                void* grad_colors, int64_t num_threads) {
     return dispatch(is_double, published, [&](auto real, auto form) {
         using T = decltype(real);
-        return backward<T, decltype(form)::template Form>(
-            SCENE(T), static_cast<const T*>(image), static_cast<const T*>(limits),
-            static_cast<const T*>(totals), static_cast<const T*>(grad_image), static_cast<T*>(grad_geometry),
-            static_cast<T*>(grad_colors), int(num_threads));
+        return backward(form, SCENE(T), static_cast<const T*>(image), static_cast<const T*>(limits),
+                        static_cast<const T*>(totals), static_cast<const T*>(grad_image),
+                        static_cast<T*>(grad_geometry), static_cast<T*>(grad_colors), int(num_threads));
     });
 }

@@ -36,7 +36,7 @@ void draw_bands(const Scene<T>& scene, const Splat<T, Form>* splats, const Place
 }
 
 template <typename T, template <typename> class Form>
-const char* forward(const Scene<T>& scene, T* image, int num_threads) {
+const char* forward(As<Form>, const Scene<T>& scene, T* image, int num_threads) {
     expect_large(image, scene.channels * scene.height * scene.width * sizeof(T));
     const auto splats = new_splats<T, Form>(scene.num);
     if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
@@ -56,8 +56,8 @@ const char* forward(const Scene<T>& scene, T* image, int num_threads) {
 // residual = sum − target in blocks, and Σ residual²; with `clamp`, of the sum clamped to [0, 1], and
 // the residual (which stands for the gradient) is 0 where the clamp is active.
 template <typename T, template <typename> class Form>
-const char* forward_error(const Scene<T>& scene, const T* target, bool clamp, T* residual, double* squares,
-                          int num_threads) {
+const char* forward_error(As<Form>, const Scene<T>& scene, const T* target, bool clamp, T* residual,
+                          double* squares, int num_threads) {
     const auto splats = new_splats<T, Form>(scene.num);
     if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
     const int64_t rows = scene.rows(), cols = scene.cols();
@@ -106,8 +106,8 @@ const char* forward_error(const Scene<T>& scene, const T* target, bool clamp, T*
 }
 
 template <typename T, template <typename> class Form>
-const char* backward_planar(const Scene<T>& scene, const T* grad_image, T* grad_geometry, T* grad_colors,
-                            int num_threads) {
+const char* backward_planar(As<Form>, const Scene<T>& scene, const T* grad_image, T* grad_geometry,
+                            T* grad_colors, int num_threads) {
     const int64_t rows = scene.rows(), cols = scene.cols();
     const auto blocks = new_values<T>(rows * cols * scene.channels * kLanes);
     for_each_group(scene.channels, [&](int64_t first, auto group) {
@@ -117,8 +117,8 @@ const char* backward_planar(const Scene<T>& scene, const T* grad_image, T* grad_
                                 blocks.get() + (rows * first + row * C) * cols * kLanes);
         });
     });
-    return gather_all<T, Form, false>(scene, {blocks.get(), nullptr, nullptr}, 1.0, kParameters,
-                                      grad_geometry, grad_colors, num_threads);
+    return gather_all<false>(As<Form>(), scene, {blocks.get(), nullptr, nullptr}, 1.0, kParameters,
+                             grad_geometry, grad_colors, num_threads);
 }
 
 }  // namespace
@@ -135,7 +135,7 @@ using namespace instantgi;
 INSTANTGI_API const char* instantgi_rasterize_sum(SCENE_PARAMETERS, void* image, int64_t num_threads) {
     return dispatch(is_double, published, [&](auto real, auto form) {
         using T = decltype(real);
-        return forward<T, decltype(form)::template Form>(SCENE(T), static_cast<T*>(image), int(num_threads));
+        return forward(form, SCENE(T), static_cast<T*>(image), int(num_threads));
     });
 }
 
@@ -144,9 +144,9 @@ INSTANTGI_API const char* instantgi_rasterize_sum_backward(SCENE_PARAMETERS, con
                                                            int64_t num_threads) {
     return dispatch(is_double, published, [&](auto real, auto form) {
         using T = decltype(real);
-        return backward_planar<T, decltype(form)::template Form>(
-            SCENE(T), static_cast<const T*>(grad_image), static_cast<T*>(grad_geometry),
-            static_cast<T*>(grad_colors), int(num_threads));
+        return backward_planar(form, SCENE(T), static_cast<const T*>(grad_image),
+                               static_cast<T*>(grad_geometry), static_cast<T*>(grad_colors),
+                               int(num_threads));
     });
 }
 
@@ -155,9 +155,8 @@ INSTANTGI_API const char* instantgi_rasterize_error(SCENE_PARAMETERS, const void
                                                     void* residual, double* squares, int64_t num_threads) {
     return dispatch(is_double, published, [&](auto real, auto form) {
         using T = decltype(real);
-        return forward_error<T, decltype(form)::template Form>(SCENE(T), static_cast<const T*>(target),
-                                                               clamp != 0, static_cast<T*>(residual), squares,
-                                                               int(num_threads));
+        return forward_error(form, SCENE(T), static_cast<const T*>(target), clamp != 0,
+                             static_cast<T*>(residual), squares, int(num_threads));
     });
 }
 
@@ -168,8 +167,8 @@ INSTANTGI_API const char* instantgi_rasterize_error_backward(SCENE_PARAMETERS, c
     return dispatch(is_double, published, [&](auto real, auto form) {
         using T = decltype(real);
         const Gradient<T> gradient = {static_cast<const T*>(residual), nullptr, nullptr};
-        return gather_all<T, decltype(form)::template Form, false>(
-            SCENE(T), gradient, scale, static_cast<Coordinates>(coordinates), static_cast<T*>(grad_geometry),
-            static_cast<T*>(grad_colors), int(num_threads));
+        return gather_all<false>(form, SCENE(T), gradient, scale, static_cast<Coordinates>(coordinates),
+                                 static_cast<T*>(grad_geometry), static_cast<T*>(grad_colors),
+                                 int(num_threads));
     });
 }

@@ -43,9 +43,10 @@ bool in_circle(Point a, Point b, Point c, Point d) {
     const int64_t bx = b.x - d.x, by = b.y - d.y;
     const int64_t cx = c.x - d.x, cy = c.y - d.y;
     // lifts and minors below 2**46, their products need 128 bits
-    const __int128 determinant = static_cast<__int128>(ax * ax + ay * ay) * (bx * cy - by * cx) +
-                                 static_cast<__int128>(bx * bx + by * by) * (cx * ay - cy * ax) +
-                                 static_cast<__int128>(cx * cx + cy * cy) * (ax * by - ay * bx);
+    __extension__ typedef __int128 Wide;
+    const Wide determinant = Wide(ax * ax + ay * ay) * (bx * cy - by * cx) +
+                             Wide(bx * bx + by * by) * (cx * ay - cy * ax) +
+                             Wide(cx * cx + cy * cy) * (ax * by - ay * bx);
     if (determinant != 0) return determinant > 0;
     const Point ab = reads_before(a, b) ? a : b, cd = reads_before(c, d) ? c : d;
     const Point lowest = reads_before(ab, cd) ? ab : cd;

@@ -1,14 +1,19 @@
 """The commands: parsing and printing only."""
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
+import io
 import math
+import os
+import re
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 PROFILES = ("compact", "fast", "lossless", "seeds")  # of instantgi.codec, without loading it
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
@@ -18,11 +23,13 @@ BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.bench, likewise
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+SHELLS = ("bash", "zsh", "tcsh")
+INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT and SIGPIPE, as shells have them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a command line: 0, 1 for bad input, 130 after Ctrl-C.
+    """The exit code of a command line: 0, 1 for bad input, 130 after Ctrl-C, 141 if nobody reads
+    on what it prints.
 
     Raises:
         SystemExit: with code 2 for wrong usage, with 0 after --help and --version.
@@ -30,33 +37,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:2] == BENCH_RD.split():  # one command of two words
         words[:2] = [BENCH_RD]
+    _show_any_letter()
     options, unknown = build_parser().parse_known_args(words)
     if unknown:  # said with the usage of the command, which argparse would not do
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        _refuse(unknown, options.parser)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return options.run(options)
+            code = options.run(options)
+            print(end="", flush=True)  # here, where a full disk or a closed pipe can be said
+            return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `| head -1`
+        _close_output()
+        return CLOSED_PIPE
     except BAD_INPUT as error:
-        return _complain(error)
+        code = _complain(error)
+        try:
+            print(end="", flush=True)
+        except OSError:  # it was the output that failed
+            _close_output()
+        return code
+
+
+def _show_any_letter() -> None:
+    """Names of files may have letters that a terminal does not have: they are shown as codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_output() -> None:
+    """What is left to print goes nowhere, so that the interpreter does not fail on it at exit."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse(unknown: list[str], parser: argparse.ArgumentParser) -> NoReturn:
+    """With the option that was probably meant."""
+    options = re.findall(r"^  (?:-\w.*?, )?(--[\w-]+)", parser.format_help(), re.MULTILINE)
+    meant = []
+    for word in unknown:
+        if word.startswith("-"):
+            meant += difflib.get_close_matches(word.split("=")[0], options, 1, cutoff=0.75)
+    hint = f"; did you mean {' '.join(meant)}?" if meant else f"; see {parser.prog} --help"
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {_one_line(message)}", file=sys.stderr)
 
 
 BAD_INPUT = (OSError, ValueError, RuntimeError, MemoryError, OverflowError)
 
 
 def _complain(error: BaseException) -> int:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _one_line(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"not enough memory ({text})"
+    if isinstance(error, OSError) and error.errno and error.strerror:  # of the system, not ours
+        where = "the output" if error.filename is None else _one_line(error.filename)
+        text = f"{where}: {error.strerror[0].lower()}{error.strerror[1:]}"
     print(f"error: {text}", file=sys.stderr)
     return 1
+
+
+def _one_line(text: object) -> str:
+    return _printable(" ".join(line.strip() for line in str(text).splitlines()))
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor or break a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 # --- what there is -----------------------------------------------------------------------------
@@ -66,10 +120,16 @@ def build_parser() -> argparse.ArgumentParser:
     from instantgi import __version__
 
     parser = argparse.ArgumentParser(
-        prog="instantgi", description="Pictures as 2D Gaussians.", allow_abbrev=False
+        prog="instantgi",
+        description="Pictures as 2D Gaussians: fitted, saved in small files, drawn at any size.",
+        epilog="instantgi COMMAND --help says more about each; begin with "
+        "instantgi infer picture.png",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"instantgi {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     for add in (
         _infer,
         _fit,
@@ -82,18 +142,20 @@ def build_parser() -> argparse.ArgumentParser:
         _bench,
         _bench_rd,
         _doctor,
+        _completion,
     ):
         add(commands)
     return parser
 
 
 def _command(
-    commands: Any, name: str, run: Callable, summary: str, details: str = ""
+    commands: Any, name: str, run: Callable, summary: str, details: str = "", example: str = ""
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}. {details}",
+        epilog=example and f"example: instantgi {name} {example}",
         allow_abbrev=False,
     )
     # the command's own parser, so that its usage is what a wrong argument shows
@@ -114,24 +176,27 @@ def _infer(commands: Any) -> None:
         commands,
         "infer",
         _run_fits,
-        "turn pictures into Gaussians: a start from a network or from the image gradient, solved "
-        "colors, and a fit",
-        RESULT,
+        "turn pictures into Gaussians",
+        f"From a start, by a network or the picture's gradient, colors are solved and all is "
+        f"fitted. {RESULT}",
+        "picture.png --seconds 2",
     )
-    _add_fit_arguments(parser)
-    parser.add_argument(
+    make = _add_pictures(parser)
+    make.add_argument(
         "--start",
         choices=STARTS,
-        help="where the fit starts: from a network's Gaussians or from the image gradient; auto "
-        "is the better for as many steps or seconds (default: auto, or network with --checkpoint)",
+        help="where the fit starts: from a network's Gaussians, or heuristic: from the picture's "
+        "gradient; auto is the better for as many steps or seconds (default: auto, or network with "
+        "--checkpoint)",
     )
-    parser.add_argument(
+    make.add_argument(
         "--checkpoint",
+        type=_name,
         metavar="NAME",
         help="the network: one that ships, a folder of your own, or organisation/name on the "
         "Hugging Face Hub (default: tiny)",
     )
-    parser.add_argument(
+    make.add_argument(
         "--patch-size",
         type=_whole(1),
         default=3,
@@ -139,24 +204,31 @@ def _infer(commands: Any) -> None:
         help="largest side of a dithering cell in pixels; also sets the default of "
         "--num-gaussians, 0.99 / K^2 per pixel or what a network sees fit (default: %(default)s)",
     )
+    _add_fit_arguments(parser, make)
     parser.set_defaults(method="instantgi", rate=None)
 
 
 def _fit(commands: Any) -> None:
     parser = _command(
-        commands, "fit", _run_fits, "fit Gaussians to pictures by the method of choice", RESULT
+        commands,
+        "fit",
+        _run_fits,
+        "fit Gaussians to pictures by the method of choice",
+        RESULT,
+        "picture.png --method imagegs --num-gaussians 1500",
     )
-    _add_fit_arguments(parser)
-    parser.add_argument(
+    make = _add_pictures(parser)
+    make.add_argument(
         "--method",
         choices=METHODS,
+        metavar="NAME",
         default="instantgi",
         help="instantgi is ours; gaussianimage, gaussianimage-rs and lig (in two levels) start "
         "from random Gaussians and need many steps, as published 50000, or 30000 a level; imagegs "
         "makes a normalised mixture, as published in 10000; sgi makes seeds of 7 Gaussians each, "
         "as published in 15000 (default: %(default)s)",
     )
-    parser.add_argument(
+    make.add_argument(
         "--lambda",
         dest="rate",
         type=_not_negative,
@@ -164,77 +236,102 @@ def _fit(commands: Any) -> None:
         help="of the method sgi: what a bit costs; more makes a smaller file and a worse picture, "
         "0 rounds nothing (default: 0.001)",
     )
+    _add_fit_arguments(parser, make)
     parser.set_defaults(patch_size=3, start=None, checkpoint=None)
 
 
-def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
-    add(
-        "-o",
-        "--output",
-        default="out",
-        metavar="DIR",
-        help="folder of results (default: %(default)s)",
-    )
-    add(
+def _add_pictures(parser: argparse.ArgumentParser) -> Any:
+    """The group of what to make of them."""
+    parser.add_argument("images", nargs="+", type=_name, metavar="IMAGE", help=PICTURE)
+    return parser.add_argument_group("what to make")
+
+
+def _add_fit_arguments(parser: argparse.ArgumentParser, make: Any) -> None:
+    """What infer and fit have in common."""
+    make.add_argument(
         "--num-gaussians",
         type=_whole(2),
         metavar="N",
         help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel; with "
-        "--start network, as many as it sees fit)",
+        "infer --start network, as many as it sees fit)",
     )
-    limit = parser.add_mutually_exclusive_group()
-    limit.add_argument(
-        "--iterations",
-        type=_whole(0),
-        metavar="N",
-        help="steps of the fit (default: 300 without --seconds)",
-    )
-    limit.add_argument(
-        "--seconds", type=_positive, metavar="T", help="time for the fit (default: no limit)"
-    )
-    add(
-        "--psnr",
-        type=_positive,
-        metavar="P",
-        help="stop the fit earlier, once the PSNR is P dB (default: do not)",
-    )
-    add(
+    make.add_argument(
         "--init",
+        type=_name,
         metavar="FILE",
         help="gaussians.gi or snapshot.gi of a picture of this size to start from (default: the "
         "method's own start)",
     )
-    add(
-        "--background",
-        type=_color,
-        metavar="COLOR",
-        help="white, black or #rrggbb: lay transparent pictures over it "
-        "(default: keep opacity as a fourth channel)",
+    _add_background(make)
+    _add_seed(make.add_argument)
+    stop = parser.add_argument_group("when to stop")
+    limit = stop.add_mutually_exclusive_group()
+    limit.add_argument(
+        "--iterations",
+        type=_whole(0),
+        metavar="N",
+        help="after so many steps of the fit (default: 300 without --seconds)",
     )
-    add(
+    limit.add_argument(
+        "--seconds",
+        type=_positive,
+        metavar="T",
+        help="after so long a fit (default: no limit)",
+    )
+    stop.add_argument(
+        "--psnr",
+        type=_positive,
+        metavar="P",
+        help="earlier, once the PSNR is P dB (default: no limit)",
+    )
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "-o",
+        "--output",
+        type=_name,
+        default="out",
+        metavar="DIR",
+        help="folder of results (default: %(default)s)",
+    )
+    result.add_argument(
         "--snapshot-every",
         type=_whole(1),
         metavar="N",
-        help="write DIR/<name>/snapshot.gi after every N steps (default: never)",
+        help="write DIR/<name>/snapshot.gi after every N steps, to go on from with --init after an "
+        "interruption (default: never)",
     )
-    _add_metadata(add)
-    _add_device(add)
-    _add_seed(add)
-    add(
-        "--quiet",
-        action="store_true",
-        help="print nothing but errors (default: progress and a line)",
+    _add_metadata(result)
+    _add_running(parser, "progress and a line")
+
+
+PICTURE = "picture in any common format, 8 or 16 bits (required)"
+GAUSSIANS = "file of Gaussians, made by encode, infer or fit (required)"
+
+
+def _add_background(group: Any) -> None:
+    group.add_argument(
+        "--background",
+        type=_color,
+        metavar="COLOR",
+        help="white, black or #rrggbb: lay transparent pictures over it (default: keep opacity as "
+        "a fourth channel)",
     )
 
 
-def _add_metadata(add: Callable[..., Any]) -> None:
-    add(
+def _add_metadata(group: Any) -> None:
+    group.add_argument(
         "--keep-metadata",
         action="store_true",
         help="store EXIF in the file, and the color profile of pictures of 16 bits; decode hands "
         "them on (default: do not)",
+    )
+
+
+def _add_running(parser: argparse.ArgumentParser, shown: str) -> None:
+    group = parser.add_argument_group("how it runs")
+    _add_device(group.add_argument)
+    group.add_argument(
+        "--quiet", action="store_true", help=f"print nothing but errors (default: {shown})"
     )
 
 
@@ -264,25 +361,28 @@ def _encode(commands: Any) -> None:
         _run_encode,
         "turn a picture into a small file of Gaussians",
         "Fits Gaussians to the picture and to being rounded, and codes them.",
+        "picture.png -o picture.gi --bpp 0.3",
     )
-    add = parser.add_argument
-    add("image", metavar="IMAGE", help="picture in any common format, 8 or 16 bits")
-    add("-o", "--output", required=True, metavar="X.gi", help="(required)")
-    size = parser.add_mutually_exclusive_group()
+    parser.add_argument("image", type=_name, metavar="IMAGE", help=PICTURE)
+    size = parser.add_argument_group("how large or how good (one of them)")
+    size = size.add_mutually_exclusive_group()
     size.add_argument(
         "--bpp",
         type=_positive,
         metavar="B",
-        help="bits of the file per pixel (default: by --num-gaussians)",
+        help="bits of the file per pixel (default: as --num-gaussians gives)",
     )
     size.add_argument(
         "--bytes",
         type=_whole(200),
         metavar="B",
-        help="size of the file (default: by --num-gaussians)",
+        help="size of the file (default: as --num-gaussians gives)",
     )
     size.add_argument(
-        "--psnr", type=_positive, metavar="P", help="quality in dB (default: by --num-gaussians)"
+        "--psnr",
+        type=_positive,
+        metavar="P",
+        help="quality in dB (default: as --num-gaussians gives)",
     )
     size.add_argument(
         "--num-gaussians",
@@ -291,7 +391,7 @@ def _encode(commands: Any) -> None:
         help="number of Gaussians; a small picture may get fewer (default: 0.008 per pixel, about "
         "0.3 bpp)",
     )
-    limit = parser.add_mutually_exclusive_group()
+    limit = parser.add_argument_group("when to stop (one of them)").add_mutually_exclusive_group()
     limit.add_argument(
         "--iterations", type=_whole(0), metavar="N", help="steps of each fit (default: 600)"
     )
@@ -301,22 +401,20 @@ def _encode(commands: Any) -> None:
         metavar="T",
         help="time for it all (default: as long as it takes)",
     )
-    add(
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "-o", "--output", type=_name, required=True, metavar="X.gi", help="the file (required)"
+    )
+    result.add_argument(
         "--profile",
         choices=PROFILES,
         default="compact",
         help="compact is entropy coded, fast has numbers of fixed length, lossless is float32, "
         "seeds are what method sgi makes (default: %(default)s)",
     )
-    add(
-        "--background",
-        type=_color,
-        metavar="COLOR",
-        help="lay transparent pictures over it (default: keep opacity as a fourth channel)",
-    )
-    _add_metadata(add)
-    _add_device(add)
-    add("--quiet", action="store_true", help="print nothing but errors (default: a line)")
+    _add_background(result)
+    _add_metadata(result)
+    _add_running(parser, "progress and a line")
 
 
 def _decode(commands: Any) -> None:
@@ -326,19 +424,55 @@ def _decode(commands: Any) -> None:
         _run_decode,
         "draw a file of Gaussians at any size",
         "Smaller pictures are averaged, larger ones drawn anew, not interpolated.",
+        "picture.gi -o twice.png --scale 2",
     )
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
-    _add_size(parser.add_argument)
-    parser.add_argument(
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
+    what = parser.add_argument_group("what to draw")
+    what.add_argument(
+        "--scale", type=_positive, metavar="S", help="times the picture's own size (default: 1)"
+    )
+    for name in ("height", "width"):
+        other = {"height": "width", "width": "height"}[name]
+        what.add_argument(
+            f"--{name}",
+            type=_whole(1),
+            metavar=name[0].upper(),
+            help=f"in pixels, with --{other} (default: by --scale)",
+        )
+    what.add_argument(
+        "--crop",
+        nargs=4,
+        type=_whole(None),
+        metavar=("X", "Y", "W", "H"),
+        help="this part only, in pixels of the picture's own size; --scale, --height and --width "
+        "are of the part (default: all)",
+    )
+    what.add_argument(
         "--partial",
         action="store_true",
-        help="also draw the beginning of a file, coarser (default: refuse it)",
+        help="also what the beginning of a file holds, coarser (default: refuse it)",
+    )
+    result = parser.add_argument_group("result")
+    result.add_argument(
+        "-o",
+        "--output",
+        type=_name,
+        required=True,
+        metavar="OUT",
+        help="the picture: .png, .webp, .tif or .jpg (required)",
     )
 
 
 def _info(commands: Any) -> None:
-    parser = _command(commands, "info", _run_info, "say what a file of Gaussians holds")
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
+    parser = _command(
+        commands,
+        "info",
+        _run_info,
+        "say what a file of Gaussians holds",
+        "Size, number of Gaussians, bytes by part, bits per pixel, and what is damaged.",
+        "picture.gi",
+    )
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
     parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
 
 
@@ -350,39 +484,21 @@ def _view(commands: Any) -> None:
         "write a page that shows a file of Gaussians in a browser",
         "The page holds the file and needs no network: zoom up to 16,000 times, ellipses, levels "
         "and stages, the original beside it. Other files can be dropped on it.",
+        "picture.gi -o picture.html --original picture.png",
     )
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.html", help="(required)")
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
+    _add_output(parser, "OUT.html", "the page")
     parser.add_argument(
         "--original",
+        type=_name,
         metavar="PICTURE",
         help="picture of the same size to compare with (default: none)",
     )
 
 
-def _add_size(add: Callable[..., Any]) -> None:
-    """What is drawn, and where to."""
-    add("-o", "--output", required=True, metavar="OUT", help=".png, .webp, .tif or .jpg (required)")
-    add("--scale", type=_positive, metavar="S", help="times the picture's own size (default: 1)")
-    add(
-        "--height",
-        type=_whole(1),
-        metavar="H",
-        help="in pixels, with --width (default: by --scale)",
-    )
-    add(
-        "--width",
-        type=_whole(1),
-        metavar="W",
-        help="in pixels, with --height (default: by --scale)",
-    )
-    add(
-        "--crop",
-        nargs=4,
-        type=_whole(None),
-        metavar=("X", "Y", "W", "H"),
-        help="draw this part only, in pixels of the picture's own size; --scale, --height and "
-        "--width are of the part (default: all)",
+def _add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument(
+        "-o", "--output", type=_name, required=True, metavar=metavar, help=f"{what} (required)"
     )
 
 
@@ -392,17 +508,22 @@ def _export(commands: Any) -> None:
         "export",
         _run_export,
         "write Gaussians as .npz for the WebGPU viewer of GaussianImage",
+        example="picture.gi -o picture.npz",
     )
-    parser.add_argument("file", metavar="X.gi", help="made by encode, infer or fit")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.npz", help="(required)")
+    parser.add_argument("file", type=_name, metavar="X.gi", help=GAUSSIANS)
+    _add_output(parser, "OUT.npz", "the file for the viewer")
 
 
 def _import(commands: Any) -> None:
     parser = _command(
-        commands, "import", _run_import, "read such an .npz and write it as a lossless .gi"
+        commands,
+        "import",
+        _run_import,
+        "turn an .npz for that viewer into a lossless .gi",
+        example="picture.npz -o picture.gi",
     )
-    parser.add_argument("npz", metavar="FILE.npz", help="Gaussians for the viewer")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.gi", help="(required)")
+    parser.add_argument("npz", type=_name, metavar="FILE.npz", help="Gaussians (required)")
+    _add_output(parser, "OUT.gi", "the file of Gaussians")
 
 
 def _bench(commands: Any) -> None:
@@ -513,16 +634,37 @@ def _bench_rd(commands: Any) -> None:
 
 
 def _doctor(commands: Any) -> None:
-    _command(
+    parser = _command(
         commands,
         "doctor",
         _run_doctor,
-        "say what of this install works",
-        "Exit code 1 if it does not.",
+        "say what of this install works, and what is missing",
+        "Exit code 1 if the CPU kernels do not work. A report of a bug should hold all of it.",
+        "--json",
     )
+    parser.add_argument("--json", action="store_true", help="as JSON (default: a line for each)")
+
+
+def _completion(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "completion",
+        _run_completion,
+        "print a script that makes a shell complete these commands at the tab key",
+        'For bash, put eval "$(instantgi completion bash)" into ~/.bashrc; for zsh, the same with '
+        "zsh into ~/.zshrc, below compinit.",
+        "bash",
+    )
+    parser.add_argument("shell", choices=SHELLS, help="bash, zsh or tcsh (required)")
 
 
 # --- what a value may be -----------------------------------------------------------------------
+
+
+def _name(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file or folder, got an empty one")
+    return text
 
 
 def _whole(least: int | None) -> Callable[[str], int]:
@@ -654,7 +796,7 @@ def _result_line(report: dict[str, Any], folder: Path) -> str:
     first, last = (
         "lossless" if stage["lossless"] else f"{stage['psnr']:.2f} dB" for stage in drawn[-2:]
     )
-    return (
+    return _printable(
         f"{Path(report['image']).name}  {report['width']}x{report['height']}  "
         f"{report['num_gaussians']} Gaussians  {first} -> {last}  "
         f"{report['seconds_total']:.1f} s  {folder}"
@@ -728,7 +870,7 @@ def _run_encode(options: argparse.Namespace) -> int:
         seconds=options.seconds,
     )
     began = time.perf_counter()
-    _check_file_name(options.output, options.image)
+    _check_name(options.output, (".gi",), "files of Gaussians", options.image)
     with replace_on_success(options.output) as partial:  # refuses before the work, not after it
         image = read_picture(options.image, options.background)
         kept = read_metadata(options.image) if options.keep_metadata else {}
@@ -743,13 +885,15 @@ def _run_encode(options: argparse.Namespace) -> int:
     if not options.quiet:
         file = open_file(data)
         pixels = image[0].numel()
-        level = f"{psnr(file.render(), image):.2f} dB" if pixels <= MAX_SAMPLES else "not drawn"
-        print(
+        level = psnr(file.render(), image) if pixels <= MAX_SAMPLES else math.nan
+        said = {math.inf: "lossless"}.get(level, f"{level:.2f} dB")
+        line = (
             f"{Path(options.image).name}  {file.width}x{file.height}  "
             f"{file.num_gaussians} Gaussians  {len(data)} bytes  "
-            f"{8 * len(data) / pixels:.4f} bpp  {level}  "
+            f"{8 * len(data) / pixels:.4f} bpp  {'not drawn' if math.isnan(level) else said}  "
             f"{time.perf_counter() - began:.1f} s  {options.output}"
         )
+        print(_printable(line))
     return 0
 
 
@@ -762,13 +906,15 @@ def _iterations(options: argparse.Namespace) -> int | None:
     return options.iterations
 
 
-def _check_file_name(output: str, source: str) -> None:
-    """A picture is not to be lost by a slip."""
-    from instantgi.images import WRITABLE
-
+def _check_name(output: str, suffixes: tuple[str, ...], kind: str, *sources: str | None) -> None:
+    """No file of another kind is to be lost by a slip; devices and pipes have any name."""
     path = Path(output)
-    if path.suffix.lower() in WRITABLE or (path.is_file() and path.samefile(source)):
-        raise ValueError(f"{output}: names a picture; files of Gaussians end in .gi")
+    is_new = not path.exists() or path.is_file() or path.is_dir()
+    if is_new and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{output}: is no name for the result; {kind} end in {suffixes[0]}")
+    for source in sources:
+        if source and path.is_file() and Path(source).exists() and path.samefile(source):
+            raise ValueError(f"{output}: is what is read; give the result another name")
 
 
 def _run_decode(options: argparse.Namespace) -> int:
@@ -779,6 +925,7 @@ def _run_decode(options: argparse.Namespace) -> int:
     file = open_file(options.file, whole=not options.partial)
     *_, width, height = options.crop or (0, 0, file.width, file.height)
     scale = options.scale or 1.0
+    _check_crop(options.crop, file.width, file.height)
     size = (
         options.height or max(1, round(min(height * scale, 1e9))),
         options.width or max(1, round(min(width * scale, 1e9))),
@@ -787,6 +934,15 @@ def _run_decode(options: argparse.Namespace) -> int:
     drawn = file.render(*size, crop=options.crop and tuple(options.crop))
     write_image(options.output, drawn, icc=file.metadata.icc, exif=file.metadata.exif)
     return 0
+
+
+def _check_crop(crop: list[int] | None, width: int, height: int) -> None:
+    x, y, *size = crop or (0, 0, width, height)
+    if not (x < width and y < height and x + size[0] > 0 and y + size[1] > 0):
+        raise ValueError(
+            f"--crop {x} {y} {size[0]} {size[1]}: shows nothing of the picture of {width}x{height} "
+            "pixels; X and Y are the part's upper left corner"
+        )
 
 
 def _run_info(options: argparse.Namespace) -> int:
@@ -806,6 +962,7 @@ def _run_info(options: argparse.Namespace) -> int:
         "drawn": RENDERERS[file.renderer.kind],
         "parts": [part.header.num_gaussians for part in file.parts],
         "whole": file.is_whole,
+        "damaged": file.damaged(),
         "blocks": len(file.blocks),
         "steps": file.steps and dataclasses.asdict(file.steps),
         "chunks": file.bytes_of_chunks(),
@@ -824,7 +981,7 @@ def _run_info(options: argparse.Namespace) -> int:
                 f"{key} {part:.6g}" if isinstance(part, float) else f"{key} {part}"
                 for key, part in value.items()
             )
-        print(f"{name + ':':15}{'-' if value is None else _printable(str(value))}")
+        print(f"{name + ':':15}{'-' if value in (None, []) else _printable(str(value))}")
     return 0
 
 
@@ -832,16 +989,10 @@ def _run_view(options: argparse.Namespace) -> int:
     from instantgi.files import replace_on_success
     from instantgi.viewer import page_of
 
-    if Path(options.output).suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"{options.output}: is no name of a page; pages end in .html")
+    _check_name(options.output, (".html", ".htm"), "pages", options.file, options.original)
     with replace_on_success(options.output) as partial:  # refuses before the work, not after it
         partial.write_text(page_of(options.file, options.original), "utf-8")
     return 0
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor or break a line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _run_export(options: argparse.Namespace) -> int:
@@ -850,6 +1001,7 @@ def _run_export(options: argparse.Namespace) -> int:
     from instantgi.npz import save_npz
     from instantgi.representations import Seeds
 
+    _check_name(options.output, (".npz",), "files for the viewer", options.file)
     file = open_file(options.file)
     made = file.made()
     if isinstance(made, Seeds):
@@ -866,7 +1018,7 @@ def _run_import(options: argparse.Namespace) -> int:
     from instantgi.files import replace_on_success
     from instantgi.npz import load_npz
 
-    _check_file_name(options.output, options.npz)
+    _check_name(options.output, (".gi",), "files of Gaussians", options.npz)
     gaussians, height, width = load_npz(options.npz)
     with replace_on_success(options.output) as partial:
         partial.write_bytes(encode(gaussians, height, width, profile="lossless"))
@@ -915,16 +1067,35 @@ def _run_bench_rd(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_doctor(_: argparse.Namespace) -> int:
-    from instantgi.bench import conditions, graphics_card, kernels_error
-    from instantgi.native import cache_folder, cuda_error
+def _run_doctor(options: argparse.Namespace) -> int:
+    import json
 
-    error = kernels_error()
-    found = conditions() | {"kernels": error or "loaded", "graphics card": graphics_card()}
-    found |= {"CUDA kernels": cuda_error() or f"usable, compiled ones are in {cache_folder()}"}
-    for name, value in found.items():
-        print(f"{name + ':':17}{value}")
-    return int(error is not None)
+    from instantgi.doctor import examine
+
+    found = examine()
+    if options.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found.items():
+            print(f"{name + ':':17}{_printable(str(value))}")
+    return int(found["kernels"] != "work")
+
+
+def _run_completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    parser: Any = build_parser()
+    (commands,) = (action for action in parser._actions if action.dest == "command")
+    del commands.choices[BENCH_RD]  # shells complete single words
+    commands._choices_actions = [
+        action for action in commands._choices_actions if action.dest != BENCH_RD
+    ]
+    named = [action for command in commands.choices.values() for action in command._actions]
+    for action in named:
+        if action.type is _name or action.dest in ("images", "output"):
+            action.complete = shtab.FILE
+    print(shtab.complete(parser, options.shell), end="")
+    return 0
 
 
 if __name__ == "__main__":

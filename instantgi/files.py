@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def read_bytes(path: str | os.PathLike, kind: str) -> bytes:
+def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
     """The bytes of a file; `kind` is what it is meant to be, for the errors.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
     """
+    if str(path) == "-":
+        raise FileNotFoundError("-: there is no such file; standard input is /dev/stdin")
     try:
         return Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: there is no such file") from None
     except IsADirectoryError:
         raise IsADirectoryError(f"{path}: is a folder; name the {kind}s in it") from None
@@ -24,7 +26,7 @@ def read_bytes(path: str | os.PathLike, kind: str) -> bytes:
 
 
 @contextmanager
-def replace_on_success(path: str | os.PathLike) -> Iterator[Path]:
+def replace_on_success(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to: it becomes `path` if the block ends well and vanishes if it does not.
 
     It lies beside `path`, hidden, with the same suffix, so the rename at the end is atomic: other
@@ -37,26 +39,44 @@ def replace_on_success(path: str | os.PathLike) -> Iterator[Path]:
             be written, before the block begins.
     """
     target = Path(os.path.realpath(path))
-    _check_writable(path, target)
+    check_place(path)
     if target.exists() and not target.is_file():
-        yield target
+        with naming(path, target):
+            yield target
         return
     # not tempfile: its files are readable by their owner alone, and stay so after the rename
     partial = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
     try:
-        yield partial
-        os.replace(partial, target)
+        with naming(path, partial):
+            yield partial
+            os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def _check_writable(path: str | os.PathLike, target: Path) -> None:
+@contextmanager
+def naming(path: str | os.PathLike[str], partial: Path) -> Iterator[None]:
+    """Errors of the system, a full disk say, name what is written and not its hidden place."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename
+        if error.errno and (where is None or str(where).startswith(str(partial))):
+            error.filename = str(path)
+        raise
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raises what `replace_on_success` raises before its block begins."""
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; give the name of a file in it")
     if not target.parent.exists():
         raise FileNotFoundError(f"{path}: there is no folder {target.parent}; create it first")
     if not target.parent.is_dir():
         raise NotADirectoryError(f"{path}: {target.parent} is a file, not a folder")
-    if not os.access(target if target.exists() else target.parent, os.W_OK):
+    is_device = target.exists() and not target.is_file()
+    places = [target] if is_device else [target.parent, *([target] if target.exists() else [])]
+    if not all(os.access(place, os.W_OK) for place in places):
         raise PermissionError(f"{path}: no permission to write here; choose another place")

@@ -8,11 +8,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from instantgi.files import naming
+
 # What file managers leave, and what a killed write of ours leaves.
 LITTER = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\.[0-9a-f]{16}(\.\w+)?")
 
 
-def prepare_folder(path: str | os.PathLike, names: Collection[str]) -> None:
+def prepare_folder(path: str | os.PathLike[str], names: Collection[str]) -> None:
     """Make sure, before the work begins, that `replace_folder` will be able to write here.
 
     The folders above `path` are created; an older result may be in its place, other files not.
@@ -36,11 +38,14 @@ def prepare_folder(path: str | os.PathLike, names: Collection[str]) -> None:
     _create(path, target.parent)
 
 
-def _create(path: str | os.PathLike, parent: Path) -> None:
+def _create(path: str | os.PathLike[str], parent: Path) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"{path}: {parent} lies in a file, not in a folder") from None
+        file = next(place for place in (parent, *parent.parents) if place.exists())
+        raise NotADirectoryError(
+            f"{path}: {file} is a file, not a folder; choose another folder for the result"
+        ) from None
     except PermissionError:
         raise PermissionError(f"{path}: no permission to create {parent}") from None
     if not os.access(parent, os.W_OK):
@@ -48,7 +53,7 @@ def _create(path: str | os.PathLike, parent: Path) -> None:
 
 
 @contextmanager
-def replace_folder(path: str | os.PathLike, names: Collection[str]) -> Iterator[Path]:
+def replace_folder(path: str | os.PathLike[str], names: Collection[str]) -> Iterator[Path]:
     """An empty folder to fill: becomes `path` if the block ends well, vanishes if it does not.
 
     It lies beside `path`, hidden, until it is renamed. An older result of ours is moved aside
@@ -62,9 +67,10 @@ def replace_folder(path: str | os.PathLike, names: Collection[str]) -> Iterator[
     partial = target.with_name(f".{secrets.token_hex(8)}")
     partial.mkdir()
     try:
-        yield partial
-        prepare_folder(path, names)  # files may have come while the block ran
-        _exchange(partial, target)
+        with naming(path, partial):
+            yield partial
+            prepare_folder(path, names)  # files may have come while the block ran
+            _exchange(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

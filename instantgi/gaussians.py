@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,8 +37,7 @@ class Gaussians:
         for name, columns in (("means", 2), ("cholesky", 3), ("colors", None)):
             field = getattr(self, name)
             if not isinstance(field, Tensor) or not field.is_floating_point():
-                kind = field.dtype if isinstance(field, Tensor) else type(field).__name__
-                raise ValueError(f"{name} must be a tensor of floats, got {kind}")
+                raise ValueError(f"{name} must be a tensor of floats, got {kind_of(field)}")
             if (
                 field.ndim != 2
                 or field.shape[1] != (columns or field.shape[1])
@@ -161,7 +161,7 @@ class Gaussians:
         """The same function applied to every field."""
         return Gaussians(*(function(getattr(self, name)) for name in FIELDS))
 
-    def to(self, *args, **kwargs) -> Gaussians:
+    def to(self, *args: Any, **kwargs: Any) -> Gaussians:
         """On another device or in another dtype, as `Tensor.to`."""
         return self.map(lambda field: field.to(*args, **kwargs))
 
@@ -172,7 +172,16 @@ class Gaussians:
 RADIUS = 3.3290429691304455  # √(2 ln 255): standard deviations at which a weight falls to 1/255
 
 
+def kind_of(value: object) -> str:
+    """What came in place of a tensor of another kind, for errors."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {value.dtype}"
+    return type(value).__name__
+
+
 def check_size(height: int, width: int) -> None:
+    if isinstance(height, float) or isinstance(width, float):
+        raise ValueError(f"height and width must be whole numbers, got {height} and {width}")
     if height < 1 or width < 1:
         raise ValueError(f"a picture has at least 1x1 pixels, got height {height}, width {width}")
 

@@ -30,7 +30,8 @@ from PIL.TiffImagePlugin import (
 )
 from torch import Tensor
 
-from instantgi.files import read_bytes, replace_on_success
+from instantgi.files import check_place, read_bytes, replace_on_success
+from instantgi.gaussians import kind_of
 
 # Raster formats only: EPS, for one, would be handed to Ghostscript, a program interpreter. TGA has
 # no signature of its own, so it is tried last.
@@ -71,7 +72,7 @@ class ImageError(ValueError):
 
 
 def read_image(
-    path: str | os.PathLike, max_pixels: int = 400_000_000
+    path: str | os.PathLike[str], max_pixels: int = 400_000_000
 ) -> Float[Tensor, "channels height width"]:
     """The picture in a file, upright, as float32 in [0, 1]: gray (C = 1), RGB (3) or RGBA (4).
 
@@ -115,7 +116,7 @@ def read_image(
         raise ImageError(f"{path}: {_explain(error, data)}") from error
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, bytes]:
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, bytes]:
     """What a picture says of itself, as far as it is true of what `read_image` returns.
 
     Returns:
@@ -196,7 +197,7 @@ def to_8bit(image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def write_image(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     image: Float[Tensor, "channels height width"],
     *,
     icc: bytes | None = None,
@@ -218,6 +219,8 @@ def write_image(
         ValueError: if the format is unknown or cannot hold the picture.
         FileNotFoundError, IsADirectoryError, PermissionError: if the file cannot be written.
     """
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        raise ValueError(f"image must be a float tensor [C, H, W] in [0, 1], got {kind_of(image)}")
     check_writable(path, *image.shape)
     file_format, options = WRITABLE[Path(path).suffix.lower()]
     array = to_8bit(image).permute(1, 2, 0).contiguous().cpu().numpy()
@@ -227,19 +230,25 @@ def write_image(
     if icc and _fits(icc, len(image)):
         extra["icc_profile"] = icc
     with replace_on_success(path) as partial:
-        picture.save(partial, file_format, **options, **extra)
+        try:
+            picture.save(partial, file_format, **options, **extra)
+        except OSError as error:
+            if error.errno:
+                raise
+            raise OSError(f"{path}: cannot be written ({error})") from error  # libtiff's code
 
 
-def check_writable(path: str | os.PathLike, channels: int, height: int, width: int) -> None:
-    """Raises what `write_image` would raise for the format of a picture of this kind."""
+def check_writable(path: str | os.PathLike[str], channels: int, height: int, width: int) -> None:
+    """Raises what `write_image` would raise for a picture of this kind, at this place."""
     suffix = Path(path).suffix.lower()
-    if suffix not in WRITABLE:
+    if suffix not in WRITABLE and not Path(path).is_dir():
         raise ValueError(f"{path}: unknown format {suffix!r}; use one of {', '.join(WRITABLE)}")
+    check_place(path)
     _check_storable(path, channels, height, width, WRITABLE[suffix][0])
 
 
 def _check_storable(
-    path: str | os.PathLike, channels: int, height: int, width: int, file_format: str
+    path: str | os.PathLike[str], channels: int, height: int, width: int, file_format: str
 ) -> None:
     longest = LONGEST_SIDE[file_format]
     if channels not in (1, 3, 4):
@@ -286,6 +295,8 @@ def _explain(error: Exception, data: bytes) -> str:
 
 
 def _explain_unidentified(data: bytes) -> str:
+    if data.startswith(b"\x89GI\r"):
+        return "a file of Gaussians, not a picture; instantgi decode draws it"
     for signature, name in SIGNATURES.items():
         if data.startswith(signature):
             return f"the header of this {name} is damaged; {AGAIN}"

@@ -37,6 +37,10 @@ def instruction_set() -> str:
     )
 
 
+def cpu_library_path() -> Path:
+    return FOLDER / f"libinstantgi_{instruction_set()}{SUFFIX}"
+
+
 @functools.cache
 def cpu_library() -> ctypes.CDLL:
     """The CPU kernels for this machine's instruction set.
@@ -44,7 +48,7 @@ def cpu_library() -> ctypes.CDLL:
     Raises:
         RuntimeError: if the install did not compile them or they cannot be loaded.
     """
-    path = FOLDER / f"libinstantgi_{instruction_set()}{SUFFIX}"
+    path = cpu_library_path()
     if not path.is_file():
         raise RuntimeError(
             f"the CPU kernels are missing from this install ({path.name}): {REINSTALL}"
@@ -53,11 +57,11 @@ def cpu_library() -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise RuntimeError(f"the CPU kernels cannot be loaded ({error}): {REINSTALL}") from error
-    library.instantgi_set_parallel_region(_parallel_region())
+    library.instantgi_set_parallel_region(parallel_region())
     return library
 
 
-def _parallel_region() -> ctypes.c_void_p:
+def parallel_region() -> ctypes.c_void_p:
     """`GOMP_parallel` of the OpenMP runtime that torch has loaded, or null; see cuda/parallel.h."""
     libraries = () if _forked else (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")
     for path in sorted(libraries):

@@ -13,6 +13,7 @@ standard deviation of 0.3 px or less. The converter that its authors give out wr
 both sizes.
 """
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from instantgi.files import replace_on_success
+from instantgi.files import read_bytes, replace_on_success
 from instantgi.gaussians import Gaussians, check_size
 
 COLUMNS = {"xyz": 2, "scaling": 2, "rotation": 1, "color": 3}
@@ -78,14 +79,12 @@ def load_npz(path: str | Path) -> tuple[Gaussians, int, int]:
     """The Gaussians of such a file in float32, and the height and width of their picture.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
         ValueError: if the file is of another kind, or damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    data = read_bytes(path, "file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             arrays = {name: _read(archive, name) for name in (*COLUMNS, "resolution")}
         return _gaussians(arrays)
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on hostile bytes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from instantgi.context import LEVEL_ZERO, Context, logistic_bits, steps_of
-from instantgi.gaussians import Gaussians, check_size
+from instantgi.gaussians import Gaussians, check_size, kind_of
 from instantgi.points.seeds import SeedGrid
 from instantgi.render.mixture import EPSILON, TOP_K, check_mixture
 from instantgi.seeds import CHUNK, Perceptron, gaussians_of, joined
@@ -60,7 +61,7 @@ class Mixture:
     def map(self, function: Callable[[Tensor], Tensor]) -> Mixture:
         return dataclasses.replace(self, gaussians=self.gaussians.map(function))
 
-    def to(self, *args, **kwargs) -> Mixture:
+    def to(self, *args: Any, **kwargs: Any) -> Mixture:
         return self.map(lambda field: field.to(*args, **kwargs))
 
     def detach(self) -> Mixture:
@@ -139,7 +140,7 @@ class Levels:
         ]
         return Levels(tuple(parts))
 
-    def to(self, *args, **kwargs) -> Levels:
+    def to(self, *args: Any, **kwargs: Any) -> Levels:
         return self.map(lambda field: field.to(*args, **kwargs))
 
     def detach(self) -> Levels:
@@ -287,7 +288,7 @@ class Seeds:
             context=None if self.context is None else self.context.map(function),
         )
 
-    def to(self, *args, **kwargs) -> Seeds:
+    def to(self, *args: Any, **kwargs: Any) -> Seeds:
         return self.map(lambda field: field.to(*args, **kwargs))
 
     def detach(self) -> Seeds:
@@ -319,12 +320,25 @@ def plain(made: Representation, method: str) -> Gaussians:
     Raises:
         ValueError: if they are drawn otherwise.
     """
+    check_kind(made)
     if isinstance(made, Gaussians):
         return made
     kind = {Mixture: "a mixture", Levels: "levels", Seeds: "seeds"}[type(made)]
-    raise ValueError(f"{method} starts from Gaussians whose picture is their sum, not from {kind}")
+    raise ValueError(
+        f"init: {method} starts from Gaussians whose picture is their sum, not from {kind}"
+    )
 
 
 def flat(made: Representation) -> Gaussians:
     """All Gaussians in pixels of the picture, whatever is drawn of them."""
+    check_kind(made)
     return made if isinstance(made, Gaussians) else made.flat()
+
+
+def check_kind(made: object) -> None:
+    """Raises ValueError for what is none of ours, a picture say."""
+    if not isinstance(made, Representation):
+        raise ValueError(
+            f"expected Gaussians, a Mixture, Levels or Seeds, got {kind_of(made)}; "
+            "fit_image makes them from a picture"
+        )

@@ -1,5 +1,7 @@
+import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,11 @@ from instantgi.cli import build_parser, main
 from instantgi.codec import open_file
 from instantgi.fit import SGI
 from instantgi.infer import STARTS, Recipe
+from instantgi.native import instruction_set
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("infer", "fit", "encode", "decode", "info", "view", "export", "import", "bench")
-COMMANDS += ("doctor",)
+COMMANDS += ("doctor", "completion")
 
 
 @pytest.fixture
@@ -185,17 +188,44 @@ def test_wrong_commands_are_usage_errors(arguments, text, capsys):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_explains_every_option_with_its_default(command, capsys):
+def test_help_explains_every_option_with_its_default(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    parser: Any = build_parser()
-    (commands,) = (action for action in parser._actions if action.dest == "command")
-    for action in commands.choices[command]._actions:
-        if action.option_strings and "--help" not in action.option_strings:
+    out = capsys.readouterr().out
+    text = " ".join(out.split())
+    for action in _actions(command):
+        assert _stated(action) in text
+        if action.option_strings:
             assert action.option_strings[-1] in text
             assert "(default: " in action.help or "(required)" in action.help, action.option_strings
+            assert action.required == ("(required)" in action.help), action.option_strings
+    if command != "bench":
+        assert max(map(len, out.splitlines())) <= 80
+        assert f"\nexample: instantgi {command}" in out
+
+
+def _actions(command: str) -> list[Any]:
+    parser: Any = build_parser()
+    (commands,) = (action for action in parser._actions if action.dest == "command")
+    return [a for a in commands.choices[command]._actions if "--help" not in a.option_strings]
+
+
+def _stated(action: Any) -> str:
+    """The default as the help has to say it, where the parser knows it."""
+    if action.default is None or action.default is False or isinstance(action.default, list):
+        return ""
+    return f"(default: {action.default})"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "bench"])
+def test_the_example_of_each_help_is_a_right_call(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    example = capsys.readouterr().out.splitlines()[-1].removeprefix("example: instantgi ")
+    options = build_parser().parse_args(example.split())
+    assert options.command == command
 
 
 def test_version_is_printed(capsys):
@@ -286,12 +316,73 @@ def test_enormous_sizes_are_refused(result, tmp_path, capsys):
 def test_doctor_says_what_it_found(capsys, monkeypatch):
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for name in ("torch:", "threads:", "instruction set:", "graphics card:"):
+    for name in ("torch:", "threads:", "instruction set:", "graphics card:", "system:", "package:"):
         assert name in out
-    assert re.search("kernels: +loaded", out)
-    monkeypatch.setattr("instantgi.bench.kernels_error", lambda: "the CPU kernels are missing")
+    assert re.search("kernels: +work\n", out)
+    assert re.search(rf"kernel library: +\S+/libinstantgi_{instruction_set()}\.", out)
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [f"{name}:" for name in found] == re.findall(r"^[^:]+:", out, re.MULTILINE)
+    monkeypatch.setattr("instantgi.doctor.kernels_error", lambda: "the CPU kernels are missing")
     assert main(["doctor"]) == 1
-    assert "missing" in capsys.readouterr().out
+    assert re.search("kernels: +the CPU kernels are missing", capsys.readouterr().out)
+
+
+def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "lpips" else find(name)
+    )
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # its import fails
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INSTANTGI_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("instantgi.doctor.rasterize", lambda *_: torch.zeros(1, 3, 3))
+    assert main(["doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["kernels"].startswith("draw 0.0 where 1 is right: reinstall with")
+    assert found["extra metrics"] == 'without lpips, torchvision: pip install "instantgi[metrics]"'
+    assert "cannot be written, not a directory: name another" in found["cache folder"]
+    assert f"INSTANTGI_CACHE={tmp_path}" in found["variables"]
+    assert "pip install" in found["torchvision"] or "not installed" in found["torchvision"]
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_completion_is_a_script_of_the_shell(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "gaussianimage-rs" in script and cli.BENCH_RD not in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=60)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("instantgi enc", {"encode"}),
+        ("instantgi fit x.png --method gau", {"gaussianimage", "gaussianimage-rs"}),
+        ("instantgi encode x.png --pr", {"--profile"}),
+        ("instantgi encode x.png --profile lo", {"lossless"}),
+        ("instantgi info pic", {"picture one.gi", "picture.gi"}),
+        ("instantgi view x.gi --original pic", {"picture one.gi", "picture.gi"}),
+        ("instantgi completion b", {"bash"}),
+    ],
+)
+def test_bash_completes(line, expected, tmp_path, capsys):
+    for name in ("picture one.gi", "picture.gi", "other.gi"):
+        (tmp_path / name).touch()
+    assert main(["completion", "bash"]) == 0
+    ask = f"""
+        COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        $(complete -p instantgi | sed 's/.*-F //; s/ .*//') instantgi
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    script = capsys.readouterr().out + ask
+    bash = ["bash", "--noprofile", "--norc"]
+    done = subprocess.run(
+        bash, input=script, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert set(done.stdout.splitlines()) == expected, done.stderr
 
 
 def test_programs_exit_with_the_codes_and_without_tracebacks(picture, tmp_path):

@@ -667,7 +667,7 @@ def test_what_cannot_be_reached_is_said():
     image = picture(16, 16)
     with pytest.raises(ValueError, match="100000 bytes cannot be reached for 16x16 pixels"):
         encode_image(image, Target(num_bytes=100_000, iterations=5))
-    with pytest.raises(ValueError, match=r"90.0 dB cannot be reached .* the closest is"):
+    with pytest.raises(ValueError, match=r"90 dB cannot be reached .* the closest is"):
         encode_image(image, Target(psnr=90.0, iterations=5))
 
 
@@ -722,7 +722,8 @@ def test_a_damaged_file_is_one_line(encoded_file, tmp_path, capsys):
     out = tmp_path / "out.png"
     assert main(["decode", str(encoded_file), "-o", str(out)]) == 1
     error = capsys.readouterr().err
-    assert error == f"error: {encoded_file}: is damaged: it ends early, after 5 chunks\n"
+    why = "is damaged: it ends early, after 5 chunks; copy it again, or draw what is there"
+    assert error == f"error: {encoded_file}: {why} with decode --partial\n"
     assert not out.exists()
     assert main(["decode", str(encoded_file), "-o", str(out), "--partial"]) == 0
     assert out.exists()
@@ -925,7 +926,7 @@ def test_info_prints_no_line_of_a_stranger(tmp_path, capsys):
         path.write_bytes(pack([*chunks, *extra]))
         assert main(["info", str(path)]) == 0
         out = capsys.readouterr().out
-        assert "\x1b" not in out and len(out.splitlines()) == 15
+        assert "\x1b" not in out and len(out.splitlines()) == 16
         assert main(["info", str(path), "--json"]) == 0
         found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
         assert (found["recipe"] is None) == bool(extra)
@@ -936,7 +937,7 @@ def test_a_picture_is_not_overwritten_by_a_file(encoded_file, tmp_path, capsys, 
     before = (tmp_path / "scene.png").read_bytes()
     words = ["encode", str(tmp_path / "scene.png"), "-o", str(tmp_path / name)]
     assert main([*words, "--iterations", "1"]) == 1
-    assert "names a picture; files of Gaussians end in .gi" in capsys.readouterr().err
+    assert "is no name for the result; files of Gaussians end in .gi" in capsys.readouterr().err
     assert (tmp_path / "scene.png").read_bytes() == before
 
 

@@ -239,7 +239,7 @@ def test_indexing_and_moving_keep_the_fields_together():
         ),
         (
             lambda g: (g.means, g.cholesky, g.colors.int()),
-            "colors must be a tensor of floats, got torch.int32",
+            "colors must be a tensor of floats, got [4, 3] torch.int32",
         ),
         (lambda g: (g.means, g.cholesky, [1.0]), "colors must be a tensor of floats, got list"),
         (

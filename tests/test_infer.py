@@ -262,7 +262,7 @@ def test_folder_that_cannot_be_is_refused_early(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
         prepare_folder(tmp_path / "file", RESULTS)
-    with pytest.raises(NotADirectoryError, match="lies in a file"):
+    with pytest.raises(NotADirectoryError, match="is a file, not a folder"):
         prepare_folder(tmp_path / "file" / "x", RESULTS)
 
 

@@ -113,7 +113,7 @@ def test_the_thread_pool_of_torch_is_shared():
     libraries = list((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     if not libraries:
         pytest.skip("this torch brings no libgomp")
-    assert native._parallel_region().value
+    assert native.parallel_region().value
 
 
 def test_every_source_that_cuda_needs_is_there():

@@ -125,7 +125,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_load_reports_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="a.npz: no such file"):
+    with pytest.raises(FileNotFoundError, match="a.npz: there is no such file"):
         load_npz(tmp_path / "a.npz")
 
 

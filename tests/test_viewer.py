@@ -185,9 +185,14 @@ def test_view_writes_the_page(tmp_path, capsys):
 @pytest.mark.parametrize(
     "file, output, original, text",
     [
-        ("v1_fast.gi", "x.png", None, "x.png: is no name of a page; pages end in .html"),
+        ("v1_fast.gi", "x.png", None, "x.png: is no name for the result; pages end in .html"),
         ("none.gi", "x.html", None, "none.gi: there is no such file"),
-        ("v1.json", "x.html", None, "v1.json: is not a file of Gaussians: it begins otherwise"),
+        (
+            "v1.json",
+            "x.html",
+            None,
+            "v1.json: is not a file of Gaussians: it begins otherwise; ",
+        ),
         ("v1_fast.gi", "x.html", "6x4.png", "6x4.png: is 6x4, the Gaussians are of a picture of"),
         ("v1_fast.gi", "x.html", "v1.json", "v1.json"),
     ],

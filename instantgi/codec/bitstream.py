@@ -89,7 +89,8 @@ def frames(data: bytes, *, whole: bool = True) -> tuple[list[Frame], int | None]
         FormatError: if it is no such file, or ends early.
     """
     if data[: len(SIGNATURE)] != SIGNATURE:
-        raise FormatError("is not a file of Gaussians: it begins otherwise")
+        why = "begins otherwise" if data else "is empty"
+        raise FormatError(f"is not a file of Gaussians: it {why}; instantgi encode makes one")
     found, at = [], len(SIGNATURE)
     while len(found) < MAX_CHUNKS:
         left = len(data) - at - FRAME.size - CHECKSUM
@@ -105,7 +106,10 @@ def frames(data: bytes, *, whole: bool = True) -> tuple[list[Frame], int | None]
         found.append(frame)
         at = frame.begin + length + CHECKSUM
     if whole:
-        raise FormatError(f"is damaged: it ends early, after {len(found)} chunks")
+        raise FormatError(
+            f"is damaged: it ends early, after {len(found)} chunks; copy it again, or draw what is "
+            "there with decode --partial"
+        )
     return found, None
 
 

@@ -46,7 +46,15 @@ from instantgi.codec.quantize import Quantised
 from instantgi.gaussians import FIELDS, Gaussians, check_size
 from instantgi.points.seeds import SeedGrid
 from instantgi.render.draw import draw_part
-from instantgi.representations import Level, Levels, Mixture, Representation, Seeds, flat
+from instantgi.representations import (
+    Level,
+    Levels,
+    Mixture,
+    Representation,
+    Seeds,
+    check_kind,
+    flat,
+)
 
 LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
 GRAY = 0.25  # of colors times size, until colors are known
@@ -80,7 +88,12 @@ def encode(
     Raises:
         ValueError: if the format cannot hold them.
     """
+    check_kind(made)
     check_size(height, width)
+    if metadata is not None and not isinstance(metadata, Metadata):
+        raise ValueError(
+            f"metadata must be instantgi.codec.Metadata, got {type(metadata).__name__}"
+        )
     if profile not in PROFILES:
         raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
     if profile == "seeds":
@@ -321,7 +334,7 @@ def _encode_block(
 # --- reading -----------------------------------------------------------------------------------
 
 
-def open_file(file: str | os.PathLike | Bytes, *, whole: bool = True) -> "File":
+def open_file(file: str | os.PathLike[str] | Bytes, *, whole: bool = True) -> "File":
     """A file of Gaussians, or its bytes; its Gaussians are decoded when they are asked for.
 
     Args:

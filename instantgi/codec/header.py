@@ -168,7 +168,10 @@ class Header:
         height, width = self.height, self.width
         sides = 1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE
         if not (sides and height * width <= MOST_PIXELS and 1 <= self.channels <= MOST_CHANNELS):
-            raise error(f"holds a picture of {width}x{height} pixels in {self.channels} channels")
+            raise error(
+                f"holds a picture of {width}x{height} pixels in {self.channels} channels; the most "
+                f"are sides of {LONGEST_SIDE}, {MOST_PIXELS} pixels and {MOST_CHANNELS} channels"
+            )
         if self.num_gaussians > MOST_GAUSSIANS:
             raise error(f"holds {self.num_gaussians} Gaussians, more than {MOST_GAUSSIANS}")
         if self.steps:

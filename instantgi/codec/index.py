@@ -16,7 +16,9 @@ from instantgi.codec.header import (
     SUM,
     Block,
     Header,
+    Renderer,
     SeedsHeader,
+    Steps,
     blocks_of,
 )
 from instantgi.files import read_bytes
@@ -87,9 +89,16 @@ class Part:
     Attributes:
         header, blocks: as written.
         planes: the chunks of each block that has Gaussians, as far as they are there.
-        is_whole: whether all are.
+        num_planes: how many there are in the whole file.
+        is_whole: whether all are there.
         seeds, networks: in the profile of seeds, its second header and its networks.
     """
+
+    header: Header
+    blocks: list[Block]
+    planes: dict[int, list[Frame]]
+    num_planes: int
+    is_whole: bool
 
     def __init__(self, header: Header, needed: list[Frame], data: bytes):
         self.header = header
@@ -154,7 +163,19 @@ class Index:
         num_bytes: of the file.
     """
 
-    def __init__(self, file: str | os.PathLike | Bytes, *, whole: bool = True):
+    parts: list[Part]
+    profile: str
+    height: int
+    width: int
+    channels: int
+    num_gaussians: int
+    num_parts: int
+    steps: Steps | None
+    renderer: Renderer
+    is_whole: bool
+    num_bytes: int
+
+    def __init__(self, file: str | os.PathLike[str] | Bytes, *, whole: bool = True):
         file = bytes(file) if isinstance(file, (bytearray, memoryview)) else file
         self._name = "the file" if isinstance(file, bytes) else str(file)
         self._data = file if isinstance(file, bytes) else read_bytes(file, "file")
@@ -226,6 +247,16 @@ class Index:
                     if frame.type in METADATA.values()
                 }
             )
+
+    def damaged(self) -> list[str]:
+        """Types of the chunks that are there and whose checksum is wrong."""
+        wrong = []
+        for frame in self._frames:
+            try:
+                frame.payload(self._data)
+            except FormatError:
+                wrong.append(frame.type.decode("latin-1").strip())
+        return wrong
 
     def bytes_of_chunks(self) -> dict[str, int]:
         """Bytes of payload by the type of chunk."""

@@ -203,9 +203,11 @@ def _of_size(encoder: _Encoder, wanted: int) -> bytes:
         num = other
     if abs(len(best) / wanted - 1) > PROMISED_BYTES:
         height, width = encoder.size
+        other = "more" if len(best) > wanted else "fewer"
+        seconds = ", or give more seconds" if encoder.target.seconds else ""
         raise ValueError(
             f"{wanted} bytes cannot be reached for {width}x{height} pixels, the closest is "
-            f"{len(best)}; ask for more Gaussians, other bytes or more seconds"
+            f"{len(best)}; ask for {other}{seconds}"
         )
     return best
 
@@ -249,7 +251,7 @@ def _of_quality(encoder: _Encoder, wanted: float) -> bytes:
             return smallest  # hardly a file of this picture is as bad as that
     if abs(tried[closest] - wanted) > PROMISED_DB:
         raise ValueError(
-            f"{wanted} dB cannot be reached for this picture, the closest is "
+            f"{wanted:g} dB cannot be reached for this picture, the closest is "
             f"{tried[closest]:.2f} dB; give more iterations or seconds, or ask for less"
         )
     return closest

@@ -147,7 +147,7 @@ class LIG:
         if isinstance(init, Gaussians):
             init = Levels((Level(init, height, width),))
         if not isinstance(init, Levels):
-            raise ValueError("lig starts from Gaussians or levels, not from a mixture")
+            raise ValueError("init: lig starts from Gaussians or levels, not from a mixture")
         last = init.levels[-1]
         if (last.height, last.width) != (height, width):
             raise ValueError(

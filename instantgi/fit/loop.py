@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians
+from instantgi.gaussians import Gaussians, kind_of
 from instantgi.metrics import psnr_from_mse
 from instantgi.render.draw import draw
 from instantgi.representations import Representation, flat
@@ -105,15 +105,23 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
     from instantgi.fit import make_fitter
     from instantgi.fit.start import default_count
 
-    if image.ndim != 3 or image.numel() == 0 or not image.is_floating_point():
+    if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
         raise ValueError(
-            f"image must be a float tensor [C, H, W], got {list(image.shape)} {image.dtype}"
+            f"image must be a float tensor [C, H, W] in [0, 1], got {kind_of(image)}; read_image "
+            "makes one of a file"
         )
+    if image.numel() == 0:
+        raise ValueError(f"image must have at least one pixel, got {list(image.shape)}")
     if not image.isfinite().all():
         raise ValueError("image has values that are not finite")
     if init is not None and flat(init).colors.shape[1] != len(image):
         channels = flat(init).colors.shape[1]
         raise ValueError(f"init has {channels} channels, the image has {len(image)}")
+    for name, value in {"num_gaussians": num_gaussians, "iterations": iterations}.items():
+        if value is not None and (isinstance(value, str) or value != int(value)):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be below 2^63, got {seed}")
     limits = {"iterations": iterations, "seconds": seconds, "psnr": psnr, "patience": patience}
     for name, value in limits.items():
         if value is not None and not (0 <= value < math.inf):
@@ -125,6 +133,8 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
     elif num_gaussians < 1:
         raise ValueError(f"num_gaussians must be at least 1, got {num_gaussians}")
     fitter = make_fitter(method) if isinstance(method, str) else method
+    if not isinstance(fitter, Fitter):
+        raise ValueError(f"method must be a name or a Fitter, got {kind_of(method)}")
     fitter.start(image, init, num_gaussians, seed)
     watch = _Watch(image, iterations, seconds, psnr, patience, report_every, on_progress)
     while not watch.is_over():

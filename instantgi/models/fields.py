@@ -228,6 +228,17 @@ class PublishedFields(nn.Module):
         stride: pixels per feature in either direction; 1 as published.
     """
 
+    stride: int
+    padding: str
+    rotation: str
+    triangle: str
+    centers: str
+    color: str
+    reduction: nn.Sequential
+    barycentric: nn.Sequential
+    shape: nn.Sequential
+    opacity: nn.Sequential
+
     def __init__(
         self,
         channels: int = 64,
@@ -383,6 +394,15 @@ class LocalFields(nn.Module):
         stride: pixels per feature in either direction.
         color: "samples", or "field": RGB directly, for the ablation.
     """
+
+    stride: int
+    color: str
+    channels: int
+    alone: nn.Sequential
+    message: nn.Linear
+    together: nn.Sequential
+    memory: nn.Linear
+    out: nn.Linear
 
     def __init__(
         self,

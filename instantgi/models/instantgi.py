@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from instantgi.fit.start import thin_out
-from instantgi.gaussians import Gaussians
+from instantgi.gaussians import Gaussians, kind_of
 from instantgi.models.fields import (
     Attributes,
     FittedEllipses,
@@ -86,6 +87,13 @@ class InstantGI(
             `Look`.
     """
 
+    unet: ConvNeXtUNet
+    position_field: nn.Sequential
+    position: str
+    fields: PublishedFields | LocalFields | FittedEllipses
+    looks: nn.ModuleList
+    gradient_logit: nn.Parameter  # where the position is "gradient"
+
     def __init__(
         self,
         *,
@@ -144,7 +152,9 @@ class InstantGI(
         return cls(**SIZES[size])
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options) -> "InstantGI":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> "InstantGI":
         """A trained network, ready to use: the name of one that ships ("tiny"), a folder written by
         `save_pretrained`, or "organisation/name" on the Hugging Face Hub.
 
@@ -155,10 +165,13 @@ class InstantGI(
         known = shipped()
         folder = WEIGHTS / name if name in known else Path(name)
         is_elsewhere = name.count("/") == 1 and not name.startswith((".", "~", "/"))
+        if folder.is_file():
+            raise OSError(f"{name}: is a file; give the folder that holds it and its config.json")
         if not folder.is_dir() and not is_elsewhere:
             raise OSError(
-                f'there is no network "{name}": {", ".join(known) or "none"} come with this '
-                'version; give a folder, or "organisation/name" for one on the Hugging Face Hub'
+                f'there is no network "{name}": give one that comes with this version '
+                f"({', '.join(known) or 'none'}), a folder that save_pretrained wrote, or "
+                '"organisation/name" for one on the Hugging Face Hub'
             )
         if folder.is_dir():
             _check_folder(folder, cls)
@@ -194,7 +207,14 @@ class InstantGI(
                 position map: more for pictures that need more.
             patch_size: side of a dithering cell; the number goes with its square.
             looks: only so many of the network's looks at its error.
+
+        Raises:
+            ValueError: if the image is of another kind, or not finite.
         """
+        if image.ndim != 3 or image.dtype != torch.float32:
+            raise ValueError(f"image must be a float32 tensor [C, H, W], got {kind_of(image)}")
+        if not image.isfinite().all():
+            raise ValueError("image has values that are not finite")
         faster = contextlib.nullcontext() if torch.is_grad_enabled() else mixed_precision(image)
         with faster:
             prediction = self.predict(image[None], num_gaussians, patch_size, looks)[0]

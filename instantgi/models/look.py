@@ -41,6 +41,11 @@ class Look(nn.Module):
     (0, 2).
     """
 
+    alone: nn.Sequential
+    message: nn.Linear
+    together: nn.Sequential
+    out: nn.Linear
+
     def __init__(self, units: int = 64):
         super().__init__()
         self.alone = nn.Sequential(nn.Linear(MEMORY + 10, units), nn.GELU())

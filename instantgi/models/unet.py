@@ -25,6 +25,9 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Mlp(nn.Module):
+    fc1: nn.Linear
+    fc2: nn.Linear
+
     def __init__(self, channels: int):
         super().__init__()
         self.fc1 = nn.Linear(channels, 4 * channels)
@@ -36,6 +39,11 @@ class Mlp(nn.Module):
 
 class ConvNeXtBlock(nn.Module):
     """x + γ · MLP(LayerNorm(depthwise 7x7 (x))) (Liu et al., 2022, figure 4)."""
+
+    conv_dw: nn.Conv2d
+    norm: nn.LayerNorm
+    mlp: Mlp
+    gamma: nn.Parameter
 
     def __init__(self, channels: int, layer_scale: float = 1e-6):
         super().__init__()
@@ -73,6 +81,9 @@ class ConvNormReLU(nn.Sequential):
 class UpStep(nn.Module):
     """Doubles the size, joins the features of that size, and mixes both."""
 
+    up: nn.ConvTranspose2d
+    mix: nn.Sequential
+
     def __init__(self, inputs: int, skip: int, norm: str):
         super().__init__()
         self.up = nn.ConvTranspose2d(inputs, skip, 2, stride=2)
@@ -100,6 +111,13 @@ class ConvNeXtUNet(nn.Module):
         stride: 1 as published. Otherwise stride x stride pixels come in as one with the channels
             of all, and the features are of 1 / stride of the size, rounded up.
     """
+
+    input: ConvNormReLU
+    halvings: nn.ModuleList
+    stages: nn.ModuleList
+    up_steps: nn.ModuleList
+    output: nn.Conv2d
+    stride: int
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians
+from instantgi.gaussians import Gaussians, check_size, kind_of
 from instantgi.render.points import mixture_at
 from instantgi.representations import Mixture
 
@@ -35,6 +35,8 @@ class Blocks:
         Raises:
             ValueError: if a point lies in no block.
         """
+        if not isinstance(points, Tensor) or points.shape[1:] != (2,):
+            raise ValueError(f"points must be [P, 2], got {kind_of(points)}")
         inside = (points[:, None] >= self.boxes[:, :2]) & (points[:, None] < self.boxes[:, 2:])
         inside = inside.all(-1)  # [P, B]
         if not inside.any(1).all():
@@ -64,8 +66,16 @@ def cut_into_blocks(
             (0.25 in Image-GS, 2024, section 3.4): fewer, but large ones are missing.
 
     Raises:
-        ValueError: if `most` is not positive.
+        ValueError: if this is no mixture, a number is out of range.
     """
+    if not isinstance(mixture, Mixture):
+        raise ValueError(
+            f"blocks are of a Mixture, which fit_image makes with method imagegs, got "
+            f"{kind_of(mixture)}"
+        )
+    check_size(height, width)
+    if shell is not None and not shell >= 0:
+        raise ValueError(f"shell must be at least 0, or None, got {shell}")
     if most < 1:
         raise ValueError(f"a block holds at least 1 mean, got most = {most}")
     means = mixture.gaussians.means.detach()

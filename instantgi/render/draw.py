@@ -11,7 +11,15 @@ from instantgi.render.mixture import rasterize_mixture, seen_from
 from instantgi.render.points import mixture_at, sum_at
 from instantgi.render.published import published_sum
 from instantgi.render.sum import rasterize
-from instantgi.representations import Level, Levels, Mixture, Representation, Seeds, flat
+from instantgi.representations import (
+    Level,
+    Levels,
+    Mixture,
+    Representation,
+    Seeds,
+    check_kind,
+    flat,
+)
 
 
 def draw(
@@ -89,6 +97,7 @@ def pixels(made: Representation, points: Float[Tensor, "P 2"]) -> Float[Tensor, 
     Returns:
         Differentiable in the parameters of Gaussians and mixtures.
     """
+    check_kind(made)
     if isinstance(made, Gaussians | Seeds):
         return sum_at(flat(made), points)
     if isinstance(made, Mixture):

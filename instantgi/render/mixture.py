@@ -1,6 +1,7 @@
 """Gaussians → raster, the second way: the normalised mixture of the K largest at every pixel."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -92,6 +93,9 @@ def seen_from(
     Raises:
         ValueError: if the step is not positive, or the origin not finite.
     """
+    for name, pair in (("step", step), ("origin", origin)):
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"{name} must be two numbers, (x, y), got {pair}")
     if not all(0 < value < float("inf") for value in step):
         raise ValueError(f"step must be two positive numbers, got {tuple(step)}")
     if not all(abs(value) < float("inf") for value in origin):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians
+from instantgi.gaussians import Gaussians, kind_of
 from instantgi.native import call_cpu
 from instantgi.render import cuda
 from instantgi.render.mixture import (
@@ -51,10 +51,10 @@ def mixture_at(
 
 
 def _values_at(gaussians: Gaussians, points: Tensor, top_k: int, epsilon: float) -> Tensor:
-    if points.ndim != 2 or points.shape[1] != 2 or points.dtype != gaussians.means.dtype:
+    is_tensor = isinstance(points, Tensor)
+    if not is_tensor or points.shape[1:] != (2,) or points.dtype != gaussians.means.dtype:
         raise ValueError(
-            f"points must be [P, 2] {gaussians.means.dtype} as the means are, "
-            f"got {list(points.shape)} {points.dtype}"
+            f"points must be [P, 2] {gaussians.means.dtype} as the means are, got {kind_of(points)}"
         )
     if not points.isfinite().all():
         raise ValueError("points has values that are not finite")

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians, check_size
+from instantgi.gaussians import Gaussians, check_size, kind_of
 from instantgi.render.mixture import seen_from
 from instantgi.render.ops import rasterize_sum
 from instantgi.render.reference import published_tile_limits
@@ -40,6 +40,11 @@ def rasterize(
     Raises:
         ValueError: if the size or step is not positive, or a parameter is not finite.
     """
+    if not isinstance(gaussians, Gaussians):
+        raise ValueError(
+            f"rasterize draws Gaussians, got {kind_of(gaussians)}; instantgi.render.draw.draw "
+            "draws whatever a method makes"
+        )
     check_size(height, width)
     if max_per_tile is not None and max_per_tile < 1:
         raise ValueError(f"max_per_tile must be at least 1, got {max_per_tile}")
