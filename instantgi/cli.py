@@ -494,6 +494,12 @@ def _bench(commands: Any) -> None:
         help=f"more columns, of {', '.join(METRICS)}; the last two need instantgi[metrics] and "
         "pictures without opacity (default: none; PSNR and MS-SSIM are always there)",
     )
+    add(
+        "--plot",
+        action="store_true",
+        help="also draw OUT-rate.svg, OUT-seconds.svg and OUT-gaussians.svg: PSNR over bits, "
+        "seconds and Gaussians, as far as there are several (default: do not)",
+    )
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
 
 
@@ -908,6 +914,7 @@ def _run_import(options: argparse.Namespace) -> int:
 
 def _run_bench(options: argparse.Namespace) -> int:
     from instantgi.bench import markdown, pictures_in, run_bench
+    from instantgi.plots import plot_means
 
     results = run_bench(
         pictures_in(options.images)[: options.limit],
@@ -923,6 +930,8 @@ def _run_bench(options: argparse.Namespace) -> int:
         metrics=options.metrics,
         quiet=options.quiet,
     )
+    if options.plot:
+        plot_means(results["means"], options.output)
     print(markdown(results))
     return 0
 

@@ -27,6 +27,7 @@ from instantgi.codec.target import Target, encode_image
 from instantgi.files import replace_on_success
 from instantgi.images import flatten_alpha, read_image, to_8bit
 from instantgi.infer import score
+from instantgi.plots import Lines, Point, draw_lines
 from instantgi.render import rasterize
 
 OURS, ANCHOR, PUBLISHED = "instantgi", "jpeg", "gaussianimage"
@@ -412,17 +413,10 @@ def _write_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot()
+    lines: Lines = {}
     for name in dict.fromkeys(row["codec"] for row in rows):
         results = compressai(rows, name, "")["results"]
-        (line,) = axes.plot(results["bpp"], results["psnr-rgb"], marker="o", ms=3, label=name)
-        if name == OURS:
-            line.set(linewidth=2.5, color="black")
-    axes.set(xscale="log", xlabel="bits per pixel of the whole file", ylabel="PSNR, dB")
-    axes.grid(True, which="both", alpha=0.25)
-    axes.legend()
-    with replace_on_success(path) as partial:
-        figure.savefig(partial, format="svg")
+        points = zip(results["bpp"], results["psnr-rgb"], strict=True)
+        lines[name] = [Point(rate, level) for rate, level in points if level is not None]
+    lines = {name: points for name, points in lines.items() if points}
+    draw_lines(path, lines, "bits per pixel of the whole file", strong=OURS)
