@@ -14,7 +14,7 @@ PROFILES = ("compact", "fast", "lossless", "seeds")  # of instantgi.codec, witho
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 # of instantgi.fit, without loading it; what the last three make is for comparison only
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
-BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper")
+BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper", "3dgs")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.measure, likewise
 BENCH_PROFILES = ("none", "compact", "fast", "lossless")  # seeds have one of their own
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers

@@ -23,14 +23,14 @@ from instantgi.infer import Recipe, read_picture, run_stages, score
 from instantgi.metrics import bits_per_pixel, flip, lpips, psnr, psnr_of_levels, ssim
 from instantgi.native import choose_device
 from instantgi.render.draw import draw
-from instantgi.representations import Levels, Representation, Seeds, flat
+from instantgi.representations import Levels, Representation, Seeds, Splats, flat
 
 METRICS = {"ssim": ssim, "lpips": lpips, "flip": flip}  # beyond PSNR and MS-SSIM
 SECONDS = ("seconds_start", "seconds_colors", "seconds_fit")  # together all before the file
 FILE = ("bytes", "bpp", "psnr_file", "seconds_encode", "seconds_decode", "seconds_render")
 ROUNDED = ("compact", "fast")  # profiles
 NO_FILE = "none"  # instead of a profile
-WITHOUT_FILE = ("lig-paper",)  # methods that make what no file can hold
+WITHOUT_FILE = ("lig-paper", "3dgs")  # methods that make what no file can hold
 DRAWS = 7  # of which the time of drawing is the median
 TRIES = 6  # fits to come near a number of bytes
 NEAR = 0.02  # below it
@@ -199,12 +199,14 @@ def _finite(value: float) -> float | None:
 def profile_of(made: Representation, is_of_bytes: bool = False) -> str:
     """The profile of a file that suits what was made.
 
-    "seeds" for seeds that are rounded; "none" for what the published kernels draw, which no file
-    can hold; of all others "compact" where bytes count, and "lossless", as `fit` writes them.
+    "seeds" for seeds that are rounded; "none" for splats and for what the published kernels draw,
+    which no file can hold; of all others "compact" where bytes count, and "lossless", as `fit`
+    writes them.
     """
     if isinstance(made, Seeds) and made.context is not None:
         return "seeds"
-    if isinstance(made, Levels) and any(level.is_published for level in made.levels):
+    is_published = isinstance(made, Levels) and any(level.is_published for level in made.levels)
+    if is_published or isinstance(made, Splats):
         return NO_FILE
     return "compact" if is_of_bytes else "lossless"
 

@@ -46,7 +46,7 @@ from instantgi.codec.quantize import Quantised
 from instantgi.gaussians import FIELDS, Gaussians, check_size
 from instantgi.points.seeds import SeedGrid
 from instantgi.render.draw import draw_part
-from instantgi.representations import Level, Levels, Mixture, Representation, Seeds, flat
+from instantgi.representations import Level, Levels, Mixture, Representation, Seeds, Splats, flat
 
 LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
 GRAY = 0.25  # of colors times size, until colors are known
@@ -83,6 +83,8 @@ def encode(
     check_size(height, width)
     if profile not in PROFILES:
         raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
+    if isinstance(made, Splats):
+        raise ValueError("no file holds splats in space; use another method")
     if profile == "seeds":
         return _encode_seeds(made, height, width, metadata)
     if isinstance(made, Seeds):
