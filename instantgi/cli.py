@@ -930,9 +930,9 @@ def _run_bench(options: argparse.Namespace) -> int:
         metrics=options.metrics,
         quiet=options.quiet,
     )
+    print(markdown(results))
     if options.plot:
         plot_means(results["means"], options.output)
-    print(markdown(results))
     return 0
 
 

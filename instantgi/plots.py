@@ -96,22 +96,23 @@ def _name_ends(axes: Any, names: Sequence[str]) -> None:
 def plot_means(means: list[dict[str, Any]], output: str | Path) -> list[Path]:
     """The plots that these means have points for, beside the JSON file of results.
 
-    `<name>-rate.svg` is PSNR of the files over bits per pixel, `<name>-seconds.svg` over the time
-    of fits, their start included (of the curve, if there is one), `<name>-gaussians.svg` over the
-    number of Gaussians. A plot is there if that is what differs between the rows.
+    `<name>-rate.svg` is PSNR of the files over bits per pixel, `<name>-gaussians.svg` over the
+    number of Gaussians, `<name>-seconds.svg` over the time of fits, their start included: each if
+    that is what differs between the rows; where nothing does, the last is of their curves.
 
     Raises:
         ValueError: if there is none.
     """
-    sizes = {"num_gaussians", "num_bytes", "bpp"} & _varied(means)
-    is_over_time = _varied(means) & {"iterations", "seconds"} or any(
-        "curve" in row for row in means
-    )
+    varied = _varied(means)
+    sizes = {"num_gaussians", "num_bytes", "bpp"} & varied
+    over_time = "seconds from the picture in memory on"
     kinds: dict[str, tuple[str, Lines]] = {}
     if sizes:
         kinds["rate"] = "bits per pixel of the whole file", _lines(means, _of_rate)
-    if is_over_time:
-        kinds["seconds"] = "seconds from the picture in memory on", _lines(means, _of_seconds)
+    elif varied:
+        kinds["seconds"] = over_time, _lines(means, _of_seconds)
+    else:
+        kinds["seconds"] = over_time, _lines(means, _of_curve)
     if "num_gaussians" in sizes:
         kinds["gaussians"] = "Gaussians", _lines(means, _of_count)
     path, written = Path(output), []
@@ -148,9 +149,12 @@ def _of_rate(row: dict[str, Any]) -> list[Point]:
     return [Point(row["bpp"], row["psnr_file"], row["interval"] if is_level else None)]
 
 
+def _of_curve(row: dict[str, Any]) -> list[Point]:
+    found = row.get("curve", [])
+    return [Point(each["seconds"], each["psnr"], each["interval"]) for each in found]
+
+
 def _of_seconds(row: dict[str, Any]) -> list[Point]:
-    if "curve" in row:
-        return [Point(each["seconds"], each["psnr"], each["interval"]) for each in row["curve"]]
     if level_of(row["budget"]) != "psnr" or row["psnr"] is None:
         return []
     spent = row["seconds_start"] + row["seconds_colors"] + row["seconds_fit"]

@@ -1,5 +1,6 @@
 """What rows of a bench say together: means with intervals, differences, and the table of them."""
 
+import json
 import math
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -34,8 +35,8 @@ def summarise(rows: list[Row], metrics: Sequence[str] = ()) -> list[Row]:
     pictures differ much more than methods do, and the differences leave that out. At equal bytes
     all of this is of the decoded files.
     """
-    means = []
-    for (method, _), group in _grouped(rows).items():
+    means, groups = [], _grouped(rows)
+    for (method, budget), group in groups.items():
         level = level_of(group[0]["budget"])
         summary = {"method": method, "budget": group[0]["budget"], "images": len(group)}
         for name in (*AVERAGED, *metrics, *SECONDS, *FILE):
@@ -44,8 +45,7 @@ def summarise(rows: list[Row], metrics: Sequence[str] = ()) -> list[Row]:
         profiles = {row.get("profile") for row in group}
         summary["profile"] = profiles.pop() if len(profiles) == 1 else None
         summary["interval"] = half_width(_known(group, level))
-        first = _grouped(rows).get((rows[0]["method"], _budget_key(group[0])), [])
-        summary |= _ahead(group, first, level)
+        summary |= _ahead(group, groups.get((rows[0]["method"], budget), []), level)
         if all("curve" in row for row in group):
             summary["curve"] = mean_curve(group)
         means.append(summary)
@@ -58,14 +58,12 @@ def level_of(budget: dict[str, Any]) -> str:
 
 
 def _grouped(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
+    """By method and budget."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["method"], _budget_key(row)), []).append(row)
+        budget = json.dumps(row["budget"], sort_keys=True)
+        groups.setdefault((row["method"], budget), []).append(row)
     return groups
-
-
-def _budget_key(row: Row) -> str:
-    return repr(sorted(row["budget"].items()))
 
 
 def _known(rows: list[Row], name: str) -> list[float]:
@@ -77,7 +75,7 @@ def _ahead(rows: list[Row], first: list[Row], level: str) -> dict[str, float | N
     other = {row["image"]: row.get(level) for row in first}
     pairs = [(row.get(level), other.get(row["image"])) for row in rows]
     differences = [one - two for one, two in pairs if one is not None and two is not None]
-    if rows is first or not differences or rows[0]["method"] == first[0]["method"]:
+    if rows is first or not differences:
         return {"ahead": None, "ahead_interval": None}
     return {"ahead": mean(differences), "ahead_interval": half_width(differences)}
 

@@ -407,6 +407,14 @@ def test_cold_decoding_makes_its_tables_anew(pictures, monkeypatch):
     assert kept[0] == 0 and kept[1] > 0
 
 
+def test_plot_is_beside_the_results_and_the_table_there_without_one(pictures, capsys):
+    assert run(pictures, "--iterations", "1,2", "--num-gaussians", "20", "--plot") == 0
+    assert (pictures.parent / "results-seconds.svg").exists()
+    assert run(pictures, "--iterations", "2", "--num-gaussians", "20", "--plot") == 1
+    shown = capsys.readouterr()
+    assert "| instantgi | 2 | 2 | " in shown.out and "error: nothing to plot" in shown.err
+
+
 # --- results from before
 
 

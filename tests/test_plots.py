@@ -39,6 +39,16 @@ def test_curve_is_plotted_over_seconds(tmp_path):
     assert path.name == "x-seconds.svg" and "<!-- ours -->" in text and "<!-- theirs -->" in text
 
 
+def test_curves_of_several_budgets_are_not_mixed(tmp_path):
+    means = [curve("ours"), curve("ours") | {"budget": {"iterations": 5}, "seconds_fit": 9.0}]
+    (path,) = plot_means(means, tmp_path / "x.json")
+    only_ends = plot_means(
+        [{name: row[name] for name in row if name != "curve"} for row in means],
+        tmp_path / "y.json",
+    )
+    assert path.read_text() == only_ends[0].read_text()
+
+
 def test_one_point_is_no_plot(tmp_path):
     with pytest.raises(ValueError, match="nothing to plot: give several values of a budget"):
         plot_means([row("ours", {"iterations": 5}, 1.0, 30.0)], tmp_path / "x.json")
