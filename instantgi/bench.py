@@ -1,24 +1,37 @@
-"""Tables: every picture by every method with every number of steps, and under which conditions."""
+"""Results: every picture by every method within every budget, and under which conditions."""
 
+import importlib.util
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
 
 from instantgi import native
 from instantgi.files import replace_on_success
-from instantgi.fit import Progress
-from instantgi.images import to_8bit
-from instantgi.infer import Recipe, read_picture, run_stages, score
-from instantgi.metrics import flip, lpips, psnr, ssim
-from instantgi.render.draw import draw
+from instantgi.infer import read_picture
+from instantgi.measure import (
+    METRICS,
+    NO_FILE,
+    SECONDS,
+    WITHOUT_FILE,
+    Budget,
+    code,
+    fit_picture,
+    measure,
+    measure_file,
+    metrics_in,
+    profile_of,
+)
+from instantgi.summaries import markdown, summarise
+
+__all__ = ["Budget", "conditions", "load_rows", "markdown", "pictures_in", "run_bench"]
 
 SUFFIXES = (
     ".png",
@@ -33,9 +46,7 @@ SUFFIXES = (
     ".gif",
     ".avif",
 )
-METRICS = {"ssim": ssim, "lpips": lpips, "flip": flip}  # beyond PSNR and MS-SSIM
-AVERAGED = ("num_gaussians", "psnr_start", "psnr", "ms_ssim")
-SECONDS = ("seconds_start", "seconds_colors", "seconds_fit")
+EXPECTED = ("num_gaussians", "psnr_start", "psnr", "ms_ssim", *SECONDS)  # in every row
 
 
 def pictures_in(folder: str | Path) -> list[Path]:
@@ -58,8 +69,8 @@ def run_bench(
     output: str | Path,
     *,
     methods: Sequence[str],
-    iterations: Sequence[int],
-    num_gaussians: int | None = None,
+    budgets: Sequence[Budget],
+    profile: str | None = None,
     background: str | None = None,
     seed: int = 0,
     start: str = "auto",
@@ -71,63 +82,89 @@ def run_bench(
     """The results of all fits, also written to `output` as JSON after each of them.
 
     Rows that are there already stay as they are, with the date and commit of their making, unless
-    they lack the curve or one of the metrics; `means` are over the pictures, methods and steps of
-    this call.
+    they lack the curve, one of the metrics, or a file of the profile asked for; `means` are over
+    the pictures, methods and budgets of this call. A method that cannot meet a budget of bytes for
+    a picture has no row there, and a warning says so.
 
     Args:
+        profile: of the files; "none" for no files; None as suits each method, see `profile_of`,
+            which also keeps rows of another profile or without a file.
         metrics: names in METRICS; of the pictures of 8 bits, as the PSNR.
 
     Raises:
         ValueError: if `output` holds other settings, or something else; before any fit, if a metric
-            cannot be had of a picture.
-        RuntimeError: before any fit, if a metric needs what is not installed.
+            or a file cannot be had.
+        RuntimeError: before any fit, if what is asked for needs what is not installed.
     """
-    settings: dict[str, Any] = {"num_gaussians": num_gaussians, "background": background}
+    if importlib.util.find_spec("scipy") is None:
+        raise RuntimeError('intervals of means need scipy: pip install "instantgi[bench]"')
+    settings: dict[str, Any] = {"background": background}
     settings |= {"seed": seed, "start": start, "device": str(native.choose_device(device))}
-    rows = _load_rows(output, settings)
-    made = {_key(row): row for row in rows}
+    _check_files(methods, budgets, profile)
+    made = {_key(row): row for row in load_rows(output, settings)}
     wanted = [
-        (path, method, steps) for path in pictures for steps in iterations for method in methods
+        (path, method, budget) for path in pictures for budget in budgets for method in methods
     ]
     wanted = list(dict.fromkeys(wanted))
-    columns = _columns_to_measure(wanted, made, {*metrics, "curve"} if curve else {*metrics})
+    asked = {*metrics, "curve"} if curve else {*metrics}
+    columns = _columns_to_measure(wanted, made, asked, profile)
     _check_metrics(columns, background)
     for method in methods:
-        _warm_up(method, settings)
-    for path, method, steps in with_bar(list(columns), quiet, "fits"):
-        recipe = Recipe(method=method, iterations=steps, **settings)
-        row = _measure(path, recipe, columns[path, method, steps])
-        made[path.name, method, steps] = row | provenance()
-        rows = list(made.values())
-        _save(output, settings, rows, summarise(rows, metrics))
-    chosen = [made[path.name, method, steps] for path, method, steps in wanted]
+        _warm_up(method, settings, profile)
+    for path, method, budget in with_bar(list(columns), quiet, "fits"):
+        recipe, more = budget.recipe(method, settings), columns[path, method, budget]
+        try:
+            row = measure(path, recipe, budget, more, profile)
+        except ValueError as error:
+            if not budget.is_of_bytes:
+                raise
+            warnings.warn(f"{path.name}, {method}: {error}", stacklevel=2)
+            continue
+        made[_key(row)] = row | provenance()
+        _save(output, settings, list(made.values()), summarise(list(made.values()), metrics))
+    keys = [_key_of(path.name, method, budget.given()) for path, method, budget in wanted]
+    chosen = [made[key] for key in keys if key in made]
+    if not chosen:
+        raise ValueError("no method could meet its budget for any of these pictures")
     return _save(output, settings, list(made.values()), summarise(chosen, metrics))
 
 
+Case = tuple[Path, str, Budget]
+
+
+def _check_files(methods: Sequence[str], budgets: Sequence[Budget], profile: str | None) -> None:
+    """Before all fits: bytes are of files."""
+    without = [method for method in methods if method in WITHOUT_FILE]
+    if without and profile not in (None, NO_FILE):
+        raise ValueError(f"no file can hold what {without[0]} makes; leave out it or --profile")
+    if any(budget.is_of_bytes for budget in budgets):
+        if without:
+            raise ValueError(f"no file can hold what {without[0]} makes; leave out it or the bytes")
+        if profile == NO_FILE:
+            raise ValueError("a budget of bytes is of files; choose another profile than none")
+
+
 def _columns_to_measure(
-    wanted: list[tuple[Path, str, int]], made: dict[tuple[str, str, int], dict], asked: set[str]
-) -> dict[tuple[Path, str, int], set[str]]:
+    wanted: list[Case], made: dict[str, dict], asked: set[str], profile: str | None
+) -> dict[Case, set[str]]:
     """The optional columns of each row that is not there or lacks one; it keeps those it has."""
     columns = {}
-    for path, method, steps in wanted:
-        old = made.get((path.name, method, steps), {})
-        if not old or not asked <= old.keys():
-            columns[path, method, steps] = asked | (old.keys() & {*METRICS, "curve"})
+    for path, method, budget in wanted:
+        old = made.get(_key_of(path.name, method, budget.given()), {})
+        lacks_file = profile not in (None, NO_FILE, old.get("profile"))
+        if not old or not asked <= old.keys() or lacks_file:
+            columns[path, method, budget] = asked | (old.keys() & {*METRICS, "curve"})
     return columns
 
 
-def _metrics_in(columns: Iterable[str]) -> list[str]:
-    return [name for name in METRICS if name in columns]
-
-
-def _check_metrics(columns: dict[tuple[Path, str, int], set[str]], background: str | None) -> None:
+def _check_metrics(columns: dict[Case, set[str]], background: str | None) -> None:
     """Whether they can be had of these pictures: tried on a corner of each before all fits."""
     needed: dict[Path, set[str]] = {}
     for (path, _, _), names in columns.items():
-        needed.setdefault(path, set()).update(_metrics_in(names))
+        needed.setdefault(path, set()).update(metrics_in(names))
     for path, names in needed.items():
         if names:
-            _try_metrics(path, background, _metrics_in(names))
+            _try_metrics(path, background, metrics_in(names))
 
 
 def _try_metrics(path: Path, background: str | None, metrics: list[str]) -> None:
@@ -141,8 +178,12 @@ def _try_metrics(path: Path, background: str | None, metrics: list[str]) -> None
         raise ValueError(f"{path}: {error}") from error
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["image"], row["method"], row["iterations"]
+def _key(row: dict[str, Any]) -> str:
+    return _key_of(row["image"], row["method"], row["budget"])
+
+
+def _key_of(image: str, method: str, budget: dict[str, Any]) -> str:
+    return json.dumps([image, method, budget], sort_keys=True)
 
 
 def with_bar(wanted: list, quiet: bool, name: str) -> Iterator[Any]:
@@ -154,103 +195,49 @@ def with_bar(wanted: list, quiet: bool, name: str) -> Iterator[Any]:
     )
 
 
-def _warm_up(method: str, settings: dict[str, Any]) -> None:
+def _warm_up(method: str, settings: dict[str, Any], profile: str | None) -> None:
     """What a method loads at its first use is not part of the first picture's time."""
-    few: dict[str, Any] = settings | {"num_gaussians": 20}
-    recipe = Recipe(method=method, iterations=1, **few)
-    list(run_stages(torch.rand(3, 16, 16), recipe))
-
-
-def _measure(path: Path, recipe: Recipe, columns: set[str]) -> dict[str, Any]:
-    """One row: the fit of one picture, with these optional columns."""
-    image = read_picture(path, recipe.background)
-    height, width = image.shape[1:]
-    points: list[dict[str, float | None]] = []
-
-    def look(progress: Progress) -> None:
-        if "curve" in columns and _is_mark(progress.iteration):
-            drawn = draw(progress.fitter.gaussians(), height, width)
-            level = _finite(psnr(drawn.cpu(), image))
-            point = {"iterations": progress.iteration, "seconds": progress.seconds, "psnr": level}
-            points.append(point)
-
-    seconds: dict[str, float] = dict.fromkeys(SECONDS, 0.0)
-    names = {"colors": "seconds_colors", "fit": "seconds_fit"}
-    start, network = None, None
-    for stage in run_stages(image, recipe, look):
-        seconds[names.get(stage.name, "seconds_start")] = stage.seconds
-        drawn = draw(stage.gaussians, height, width).cpu()
-        if stage.name != "fit":
-            start = psnr(drawn, image)
-        if stage.name == "network":
-            network = {"psnr_network": start}
-    final, target = to_8bit(drawn), to_8bit(image)
-    scores = score(final, target)
-    row = {
-        "image": path.name,
-        "method": recipe.method,
-        "iterations": recipe.iterations,
-        "height": height,
-        "width": width,
-        "num_gaussians": len(stage.gaussians),
-        "psnr_start": None if start is None else _finite(start),
-        "psnr": scores.psnr,
-        "ms_ssim": scores.ms_ssim,
-        **{name: float(METRICS[name](final / 255, target / 255)) for name in _metrics_in(columns)},
-        "lossless": scores.lossless,
-        **seconds,
-    } | (network or {})
-    return row | ({"curve": points} if "curve" in columns else {})
-
-
-def _is_mark(step: int) -> bool:
-    """10, 20, 50, 100, 200, 500, …"""
-    while step >= 100 and step % 10 == 0:
-        step //= 10
-    return step in (10, 20, 50)
-
-
-def _finite(value: float) -> float | None:
-    return value if abs(value) != float("inf") else None
-
-
-def summarise(rows: list[dict[str, Any]], metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Means over pictures for each method and number of steps, in the order of the rows.
-
-    None counts for nothing: a PSNR without error, an MS-SSIM of a small picture; nor does a row
-    that lacks one of the metrics.
-    """
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["method"], row["iterations"]), []).append(row)
-    means = []
-    for (method, steps), group in groups.items():
-        summary: dict[str, Any] = {"method": method, "iterations": steps, "images": len(group)}
-        for name in (*AVERAGED, *metrics, *SECONDS):
-            known = [row[name] for row in group if row.get(name) is not None]
-            summary[name] = mean(known) if known else None
-        means.append(summary)
-    return means
+    image = torch.rand(3, 16, 16)
+    recipe = Budget(iterations=1, num_gaussians=20).recipe(method, settings)
+    made = fit_picture(image, recipe).made
+    profile = profile or profile_of(made)
+    if profile != NO_FILE:
+        measure_file(code(made, image, profile), image, torch.device(settings["device"]))
 
 
 # --- the file ----------------------------------------------------------------------------------
 
 
-def _load_rows(output: str | Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def load_rows(output: str | Path, settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The rows of a file of results; none if there is no file.
+
+    Files from before there were other budgets say how many Gaussians there were among the settings.
+
+    Args:
+        settings: that the file must have been made with; None for any.
+
+    Raises:
+        ValueError: if it holds other settings, or something else.
+    """
     if not Path(output).exists():
         return []
     try:
         results = json.loads(Path(output).read_text(encoding="utf-8"))
         # files from before there were networks and CUDA do not name these
         written = {"start": "heuristic", "device": "cpu"} | results["settings"]
-        before = {name: written[name] for name in settings}
-        rows = results["rows"]
-        [(_key(row), [row[name] for name in (*AVERAGED, *SECONDS)]) for row in rows]
-    except (ValueError, KeyError, TypeError):
+        before = {name: written[name] for name in settings or {}}
+        count = written.get("num_gaussians")
+        rows = [{"budget": _old_budget(row, count)} | row for row in results["rows"]]
+        [(_key(row), [row[name] for name in EXPECTED]) for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{output}: not results of a bench; choose another file") from None
-    if before != settings:
+    if before != (settings or {}):
         raise ValueError(f"{output}: made with {before}, not with {settings}; choose another file")
     return rows
+
+
+def _old_budget(row: dict[str, Any], num_gaussians: int | None) -> dict[str, Any]:
+    return Budget(iterations=row["iterations"], num_gaussians=num_gaussians).given()
 
 
 def _save(
@@ -267,28 +254,6 @@ def _save(
     with replace_on_success(output) as partial:
         partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return results
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """The means as a table, below it the conditions."""
-    metrics = _metrics_in({name for row in results["means"] for name in row})
-    head = ("method", "steps", "pictures", "Gaussians", "start dB", "PSNR dB", "MS-SSIM")
-    head += (*(name.upper() for name in metrics), "start s", "colors s", "fit s")
-    digits = (0, 2, 2, 4, *(4 for _ in metrics), 3, 3, 2)
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for row in results["means"]:
-        cells = [row["method"], str(row["iterations"]), str(row["images"])]
-        for name, places in zip((*AVERAGED, *metrics, *SECONDS), digits, strict=True):
-            cells.append("-" if row[name] is None else f"{row[name]:.{places}f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    made = sorted({(row["date"], row["commit"]) for row in results["rows"]})
-    facts = [
-        f"{name} {value}"
-        for name, value in results["conditions"].items()
-        if name not in ("date", "commit")
-    ]
-    facts += [f"{date} at commit {commit}" for date, commit in made]
-    return "\n".join(lines) + "\n\n" + "; ".join(facts)
 
 
 # --- conditions --------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ PROFILES = ("compact", "fast", "lossless", "seeds")  # of instantgi.codec, witho
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 # of instantgi.fit, without loading it; what the last three make is for comparison only
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
-BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper")
-METRICS = ("ssim", "lpips", "flip")  # of instantgi.bench, likewise
+BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper", "3dgs")
+METRICS = ("ssim", "lpips", "flip")  # of instantgi.measure, likewise
+BENCH_PROFILES = ("none", "compact", "fast", "lossless")  # seeds have one of their own
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
 SHELLS = ("bash", "zsh", "tcsh")
@@ -531,8 +532,10 @@ def _bench(commands: Any) -> None:
         commands,
         "bench",
         _run_bench,
-        "fit every picture of a folder with every method and number of steps, and print a table",
-        "The JSON file is written after each fit; a later call keeps its rows and adds the rest.",
+        "fit every picture of a folder by every method at equal budgets, and print a table",
+        "The JSON file is written after each fit; a later call keeps its rows and adds the rest. "
+        "One of the lists --iterations, --seconds, --num-gaussians, --bytes and --bpp may have "
+        "several values.",
     )
     add = parser.add_argument
     add("--images", required=True, metavar="DIR", help="folder of pictures (required)")
@@ -542,20 +545,47 @@ def _bench(commands: Any) -> None:
         type=_listed(_method),
         default=["instantgi"],
         metavar="A,B",
-        help=f"of {', '.join(BENCH_METHODS)} (default: instantgi)",
+        help=f"of {', '.join(BENCH_METHODS)}; the first is what others are compared with "
+        "(default: instantgi)",
     )
-    add(
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument(
         "--iterations",
         type=_listed(_whole(0)),
-        default=[300],
         metavar="N,N",
         help="steps; a fit of its own for each, since schedules depend on it (default: 300)",
     )
-    add(
+    limit.add_argument(
+        "--seconds",
+        type=_listed(_positive),
+        metavar="T,T",
+        help="equal time of the fit, from the end of its start (default: by --iterations)",
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
         "--num-gaussians",
-        type=_whole(2),
-        metavar="N",
+        type=_listed(_whole(2)),
+        metavar="N,N",
         help="number of Gaussians (default: 0.11 per pixel)",
+    )
+    size.add_argument(
+        "--bytes",
+        type=_listed(_whole(200)),
+        metavar="B,B",
+        help="equal size of the file: instantgi as in encode, others with as many Gaussians as "
+        "bring it just below, which takes several fits (default: by --num-gaussians)",
+    )
+    size.add_argument(
+        "--bpp",
+        type=_listed(_positive),
+        metavar="B,B",
+        help="the same in bits per pixel (default: by --num-gaussians)",
+    )
+    add(
+        "--profile",
+        choices=BENCH_PROFILES,
+        help="of the files; Gaussians whose picture is their sum are fitted to being rounded "
+        "(default: compact with --bytes and --bpp, otherwise lossless; sgi has its own)",
     )
     add(
         "--start",
@@ -584,6 +614,12 @@ def _bench(commands: Any) -> None:
         metavar="A,B",
         help=f"more columns, of {', '.join(METRICS)}; the last two need instantgi[metrics] and "
         "pictures without opacity (default: none; PSNR and MS-SSIM are always there)",
+    )
+    add(
+        "--plot",
+        action="store_true",
+        help="also draw OUT-rate.svg, OUT-seconds.svg and OUT-gaussians.svg: PSNR over bits, "
+        "seconds and Gaussians, as far as there are several (default: do not)",
     )
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
 
@@ -1030,13 +1066,14 @@ def _run_import(options: argparse.Namespace) -> int:
 
 def _run_bench(options: argparse.Namespace) -> int:
     from instantgi.bench import markdown, pictures_in, run_bench
+    from instantgi.plots import plot_means
 
     results = run_bench(
         pictures_in(options.images)[: options.limit],
         options.output,
         methods=options.methods,
-        iterations=options.iterations,
-        num_gaussians=options.num_gaussians,
+        budgets=_budgets(options),
+        profile=options.profile,
         background=options.background,
         seed=options.seed,
         start=options.start,
@@ -1046,7 +1083,31 @@ def _run_bench(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     print(markdown(results))
+    if options.plot:
+        plot_means(results["means"], options.output)
     return 0
+
+
+def _budgets(options: argparse.Namespace) -> list[Any]:
+    """One for each value of the list that has several."""
+    from instantgi.measure import Budget
+
+    lists = {"iterations": options.iterations, "seconds": options.seconds}
+    lists |= {"num_gaussians": options.num_gaussians, "num_bytes": options.bytes}
+    lists = {name: values for name, values in (lists | {"bpp": options.bpp}).items() if values}
+    if "seconds" not in lists:
+        lists.setdefault("iterations", [300])
+    several = [name for name, values in lists.items() if len(values) > 1]
+    if len(several) > 1:
+        options.parser.error("only one of the lists of budgets may have several values")
+    is_of_bytes = options.bytes or options.bpp
+    if is_of_bytes and options.seconds:
+        options.parser.error("argument --seconds: not allowed with --bytes and --bpp")
+    if is_of_bytes and options.curve:
+        options.parser.error("argument --curve: not allowed with --bytes and --bpp")
+    (varied, values), *_ = [(name, lists[name]) for name in several or lists]
+    fixed = {name: found[0] for name, found in lists.items()}
+    return [Budget(**fixed | {varied: value}) for value in values]
 
 
 def _run_bench_rd(options: argparse.Namespace) -> int:

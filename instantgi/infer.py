@@ -232,7 +232,7 @@ def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
 
 def _timed(name: str, began: float, gaussians: Representation, iterations: int = 0) -> Stage:
     """A stage that is done: what a GPU still has to do for it is waited for."""
-    if flat(gaussians).means.is_cuda:
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return Stage(name, time.perf_counter() - began, gaussians, iterations)
 

@@ -27,6 +27,7 @@ from instantgi.codec.target import Target, encode_image
 from instantgi.files import replace_on_success
 from instantgi.images import flatten_alpha, read_image, to_8bit
 from instantgi.infer import score
+from instantgi.plots import Lines, Point, draw_lines
 from instantgi.render import rasterize
 
 OURS, ANCHOR, PUBLISHED = "instantgi", "jpeg", "gaussianimage"
@@ -223,13 +224,13 @@ def run_rate_distortion(
         described = (
             others[name].description if name in others else f"files of Gaussians, {effort[OURS]}"
         )
-        text = json.dumps(compressai(chosen, name, described), indent=2)
-        _write(folder / f"{name}.json", text + "\n")
+        means = json.dumps(compressai(chosen, name, described), indent=2)
+        _write(folder / f"{name}.json", means + "\n")
     _write_sheet(folder / SHEET, chosen)
     _draw(folder / PLOT, chosen)
-    table = markdown(chosen, rates)
-    _write(folder / TABLE, table + "\n")
-    return table
+    text = markdown(chosen, rates)
+    _write(folder / TABLE, text + "\n")
+    return text
 
 
 def _check_installed(name: str, module: str) -> None:
@@ -371,6 +372,13 @@ def bd_rate(anchor: list[tuple[float, float]], points: list[tuple[float, float]]
 
 
 def markdown(rows: list[dict[str, Any]], rates: Sequence[float]) -> str:
+    """The table, below it the conditions."""
+    facts = [f"{name} {value}" for name, value in conditions().items()]
+    count = len({row["image"] for row in rows})
+    return "\n".join(table(rows, rates)) + f"\n\n{count} pictures; " + "; ".join(facts)
+
+
+def table(rows: list[dict[str, Any]], rates: Sequence[float]) -> list[str]:
     """PSNR at the rates, BD-rate against JPEG and seconds, a line for each codec.
 
     A dash is where a picture's curve does not reach. Rates of GaussianImage are also those that
@@ -398,9 +406,7 @@ def markdown(rows: list[dict[str, Any]], rates: Sequence[float]) -> str:
         chosen = [row for row in rows if row["codec"] == name]
         cells += [f"{_mean(chosen, key):.3f}" for key in ("encoding_time", "decoding_time")]
         lines.append("| " + " | ".join(cells) + " |")
-    facts = [f"{name} {value}" for name, value in conditions().items()]
-    count = len({row["image"] for row in rows})
-    return "\n".join(lines) + f"\n\n{count} pictures; " + "; ".join(facts)
+    return lines
 
 
 def _write_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -412,17 +418,10 @@ def _write_sheet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot()
+    lines: Lines = {}
     for name in dict.fromkeys(row["codec"] for row in rows):
         results = compressai(rows, name, "")["results"]
-        (line,) = axes.plot(results["bpp"], results["psnr-rgb"], marker="o", ms=3, label=name)
-        if name == OURS:
-            line.set(linewidth=2.5, color="black")
-    axes.set(xscale="log", xlabel="bits per pixel of the whole file", ylabel="PSNR, dB")
-    axes.grid(True, which="both", alpha=0.25)
-    axes.legend()
-    with replace_on_success(path) as partial:
-        figure.savefig(partial, format="svg")
+        points = zip(results["bpp"], results["psnr-rgb"], strict=True)
+        lines[name] = [Point(rate, level) for rate, level in points if level is not None]
+    lines = {name: points for name, points in lines.items() if points}
+    draw_lines(path, lines, "bits per pixel of the whole file", strong=OURS)

@@ -298,7 +298,50 @@ class Seeds:
         return self.grid.count * self.per_seed
 
 
-Representation = Gaussians | Mixture | Levels | Seeds
+@dataclasses.dataclass(frozen=True, eq=False)
+class Splats:
+    """Gaussians in space before a fixed camera, blended by depth, see `draw_splats`.
+
+    Attributes:
+        means: in the camera's axes, but for its depth.
+        rotations: quaternions, the real part first, of any length.
+        log_scales: natural logarithms of the standard deviations.
+        raw_opacities: before the sigmoid.
+        harmonics: of the color in each direction, degree 3.
+        height, width: of the picture.
+    """
+
+    means: Float[Tensor, "N 3"]
+    rotations: Float[Tensor, "N 4"]
+    log_scales: Float[Tensor, "N 3"]
+    raw_opacities: Float[Tensor, " N"]
+    harmonics: Float[Tensor, "N 16 3"]
+    height: int
+    width: int
+
+    def fields(self) -> list[Tensor]:
+        return [self.means, self.rotations, self.log_scales, self.raw_opacities, self.harmonics]
+
+    def flat(self) -> Gaussians:
+        """Raises ValueError: they have no sum."""
+        raise ValueError("splats in space are blended by depth: they are no flat Gaussians")
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Splats:
+        means, rotations, log_scales, raw_opacities, harmonics = map(function, self.fields())
+        parts = means, rotations, log_scales, raw_opacities, harmonics
+        return Splats(*parts, self.height, self.width)
+
+    def to(self, *args, **kwargs) -> Splats:
+        return self.map(lambda field: field.to(*args, **kwargs))
+
+    def detach(self) -> Splats:
+        return self.map(Tensor.detach)
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+
+Representation = Gaussians | Mixture | Levels | Seeds | Splats
 
 
 def _single(bases: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -323,7 +366,7 @@ def plain(made: Representation, method: str) -> Gaussians:
     check_kind(made)
     if isinstance(made, Gaussians):
         return made
-    kind = {Mixture: "a mixture", Levels: "levels", Seeds: "seeds"}[type(made)]
+    kind = {Mixture: "a mixture", Levels: "levels", Seeds: "seeds", Splats: "splats"}[type(made)]
     raise ValueError(
         f"init: {method} starts from Gaussians whose picture is their sum, not from {kind}"
     )

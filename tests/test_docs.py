@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
+from PIL import Image
 
 from instantgi.cli import BENCH_RD, build_parser, main
 
@@ -61,6 +62,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """A folder with all that commands of the repository need."""
     (tmp_path / "assets").mkdir()
     shutil.copy(ROOT / "assets" / "kodim23.png", tmp_path / "assets")
+    (tmp_path / "quarter").mkdir()
+    with Image.open(ROOT / "assets" / "kodim23.png") as picture:
+        picture.reduce(2).save(tmp_path / "quarter" / "kodim23.png")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
@@ -97,7 +101,9 @@ def smaller(words: list[str]) -> list[str]:
             found[-1:] = ["--iterations", "2"]
         else:
             found.append(SMALLER.get(option, word))
-    if words[0] in ("infer", "fit", "encode") and "--iterations" not in found:
+    if words[0] == "bench":
+        found = ["quarter" if word == "assets" else word for word in found]
+    if words[0] in ("infer", "fit", "encode", "bench") and "--iterations" not in found:
         found += ["--iterations", "2"]
     if words[0] == BENCH_RD:
         found += ["--iterations", "2", "--codecs", "instantgi,jpeg", "--bpp", "0.3"]

@@ -21,7 +21,7 @@ from instantgi.codec import encode, open_file
 from instantgi.gaussians import Gaussians
 from instantgi.images import to_8bit
 from instantgi.render.draw import draw
-from instantgi.representations import Levels, Mixture, Seeds
+from instantgi.representations import Levels, Mixture, flat
 from instantgi.viewer.view import FOLDER, joined_script, page_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -227,11 +227,8 @@ def test_page_reads_the_same_gaussians(page, path):
         "instantgi.gaussians().map(({ geometry, colors }) => [textOf(geometry), textOf(colors)])"
     )
     made = open_file(path).made()
-    if isinstance(made, Seeds):
-        made = made.flat()
-    if isinstance(made, Mixture):
-        made = made.gaussians
-    wanted = [level.gaussians for level in made.levels] if isinstance(made, Levels) else [made]
+    is_levels = isinstance(made, Levels)
+    wanted = [level.gaussians for level in made.levels] if is_levels else [flat(made)]
     found = [[np.frombuffer(base64.b64decode(text), "<f4") for text in part] for part in parts]
     geometry = np.concatenate([part[0].reshape(-1, 5) for part in found])
     colors = np.concatenate([part[1].reshape(-1, wanted[0].colors.shape[1]) for part in found])

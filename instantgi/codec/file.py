@@ -52,6 +52,7 @@ from instantgi.representations import (
     Mixture,
     Representation,
     Seeds,
+    Splats,
     check_kind,
     flat,
 )
@@ -96,6 +97,8 @@ def encode(
         )
     if profile not in PROFILES:
         raise ValueError(f'profile must be one of {", ".join(PROFILES)}, got "{profile}"')
+    if isinstance(made, Splats):
+        raise ValueError("no file holds splats in space; use another method")
     if profile == "seeds":
         return _encode_seeds(made, height, width, metadata)
     if isinstance(made, Seeds):

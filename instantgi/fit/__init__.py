@@ -10,6 +10,7 @@ from instantgi.fit.lig import LIG
 from instantgi.fit.local_adam import LocalAdam
 from instantgi.fit.loop import Fitter, Progress, fit_image
 from instantgi.fit.sgi import SGI
+from instantgi.fit.splatting import Splatting
 from instantgi.fit.start import default_count, heuristic_start
 
 METHODS: dict[str, Callable[[], Fitter[Any]]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[[], Fitter[Any]]] = {
     "lig-paper": lambda: LIG(paper=True),
     "imagegs-paper": lambda: ImageGS(paper=True),
     "sgi-paper": lambda: SGI(paper=True),
+    "3dgs": Splatting,
 }
 
 
@@ -46,6 +48,7 @@ __all__ = [
     "METHODS",
     "Progress",
     "SGI",
+    "Splatting",
     "default_count",
     "fit_image",
     "heuristic_start",

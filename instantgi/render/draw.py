@@ -10,6 +10,7 @@ from instantgi.gaussians import RADIUS, Gaussians
 from instantgi.render.mixture import rasterize_mixture, seen_from
 from instantgi.render.points import mixture_at, sum_at
 from instantgi.render.published import published_sum
+from instantgi.render.splats import draw_splats
 from instantgi.render.sum import rasterize
 from instantgi.representations import (
     Level,
@@ -17,6 +18,7 @@ from instantgi.representations import (
     Mixture,
     Representation,
     Seeds,
+    Splats,
     check_kind,
     flat,
 )
@@ -40,6 +42,11 @@ def draw(
     if isinstance(made, Mixture):
         options = {"top_k": made.top_k, "epsilon": made.epsilon}
         return rasterize_mixture(made.gaussians, height, width, origin=origin, step=step, **options)
+    if isinstance(made, Splats):
+        if (*origin, *step, height, width) != (0, 0, 1, 1, made.height, made.width):
+            size = f"{made.width}x{made.height}"
+            raise ValueError(f"splats in space are drawn at their own size only, {size}")
+        return draw_splats(made)
     return _draw_levels(made.levels, height, width, origin, step)
 
 
@@ -102,6 +109,8 @@ def pixels(made: Representation, points: Float[Tensor, "P 2"]) -> Float[Tensor, 
         return sum_at(flat(made), points)
     if isinstance(made, Mixture):
         return mixture_at(made.gaussians, points, top_k=made.top_k, epsilon=made.epsilon)
+    if isinstance(made, Splats):
+        raise ValueError("splats in space are drawn as whole pictures only")
     return _level_pixels(made.levels, points)
 
 

@@ -1,6 +1,7 @@
 """Prints what each part of the network's start is worth, on the pictures of a folder.
 
 python tests/bench/ablation.py --images DIR [--checkpoint NAME] [--num-gaussians N] [--limit K]
+                                [-o OUT.json]
 
 The rows follow table 3 of Instant-GI (2025), with a trained network of ours; "solved" is with 10
 iterations of the color solve, the columns after it are steps of the recipe "instantgi".
@@ -15,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.tables import Table, save_tables
 from bench.timing import conditions
 
 from instantgi.fit import fit_image, heuristic_start, solve_colors
@@ -29,9 +31,8 @@ from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize
 
 STEPS = (20, 50)
-HEADER = """\
-| variant | Gaussians | alone | alone, 256 a tile | solved | 20 steps | 50 steps |
-|---|---:|---:|---:|---:|---:|---:|"""
+COLUMNS = {"variant": "{}", "Gaussians": "{:.0f}", "alone": "{:.2f}"}
+COLUMNS |= dict.fromkeys(("alone, 256 a tile", "solved", "20 steps", "50 steps"), "{:.2f}")
 
 
 def variants(network: InstantGI, num: int) -> dict[str, Callable[[torch.Tensor], Gaussians]]:
@@ -71,20 +72,22 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="tiny")
     parser.add_argument("--num-gaussians", type=int, default=43_000)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     network = InstantGI.from_pretrained(options.checkpoint)
     paths = sorted(options.images.glob("*.png"))[: options.limit]
     images = [read_image(path) for path in paths]
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
-    print(f"{len(images)} pictures, mean PSNR in dB of 8 bits; at most {options.num_gaussians}\n")
-    print(HEADER)
+    note = f"{len(images)} pictures, mean PSNR in dB of 8 bits; at most {options.num_gaussians}"
+    print(note + "\n")
+    table = Table(COLUMNS)
     for name, make in variants(network, options.num_gaussians).items():
-        print(row_of(name, [measure(make, image) for image in images]), flush=True)
+        table.add(name, *means([measure(make, image) for image in images]))
+    save_tables(options.output, [table], note)
 
 
-def row_of(name: str, measured: list[list[float]]) -> str:
-    count, *levels = torch.tensor(measured).mean(0).tolist()
-    return f"| {name} | {count:.0f} | " + " | ".join(f"{level:.2f}" for level in levels) + " |"
+def means(measured: list[list[float]]) -> list[float]:
+    return torch.tensor(measured).mean(0).tolist()
 
 
 @torch.no_grad()

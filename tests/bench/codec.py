@@ -1,6 +1,6 @@
 """Prints what files of Gaussians cost: bytes, against their models' own bits, and milliseconds.
 
-python tests/bench/codec.py --images DIR [--limit K]
+python tests/bench/codec.py --images DIR [--limit K] [-o OUT.json]
 
 Rate and distortion against other codecs: instantgi bench rd.
 """
@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.tables import Table, save_tables
 from bench.timing import conditions, milliseconds
 
 from instantgi.codec import compact, encode, encode_quantised, open_file
@@ -35,20 +36,24 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=6)
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     images = [read_image(path) for path in sorted(options.images.glob("*.png"))[: options.limit]]
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
-    print(f"{len(images)} pictures; the same numbers in every profile\n")
-    print("| Gaussians | compact | over its models | coded chunks alone | fast | less by |")
-    print("|---:|---:|---:|---:|---:|---:|")
+    note = f"{len(images)} pictures; the same numbers in every profile"
+    print(note + "\n")
+    table = Table(COLUMNS)
     for num in (1600, 3200, 6200, 10_000):
         rows = [measure(image, num) for image in images]
         in_all, coded, models, fast = (mean(row[k] for row in rows) for k in range(4))
-        shares = (in_all / models - 1, coded / models - 1)
-        cells = [f"{num}", f"{in_all:.0f}", *(f"{100 * share:+.2f} %" for share in shares)]
-        cells += [f"{fast:.0f}", f"{100 * (1 - in_all / fast):.1f} %"]
-        print("| " + " | ".join(cells) + " |", flush=True)
-    decoding(images[0])
+        shares = [100 * (part / models - 1) for part in (in_all, coded)]
+        table.add(num, in_all, *shares, fast, 100 * (1 - in_all / fast))
+    fitted = fit_image(images[0], num_gaussians=40_000, iterations=50)
+    tables = [table]
+    for more in (decoding, of_a_part):
+        print()
+        tables.append(more(fitted, *images[0].shape[1:]))
+    save_tables(options.output, tables, note)
 
 
 def measure(image, num: int) -> tuple[int, int, float, int]:
@@ -83,12 +88,14 @@ def measure(image, num: int) -> tuple[int, int, float, int]:
     )
 
 
-def decoding(image) -> None:
-    height, width = image.shape[1:]
-    fitted = fit_image(image, num_gaussians=40_000, iterations=50)
-    print(f"\n{len(fitted)} Gaussians, {width}x{height}, bytes in memory to pixels, ms\n")
-    print("| profile | bytes | Gaussians | Gaussians and picture |")
-    print("|---|---:|---:|---:|")
+COLUMNS = {"Gaussians": "{}", "compact": "{:.0f}", "over its models": "{:+.2f} %"}
+COLUMNS |= {"coded chunks alone": "{:+.2f} %", "fast": "{:.0f}", "less by": "{:.1f} %"}
+
+
+def decoding(fitted: Gaussians, height: int, width: int) -> Table:
+    columns = {"profile": "{}", "bytes": "{}", "Gaussians": "{:.1f}"}
+    title = f"{len(fitted)} Gaussians, {width}x{height}, bytes in memory to pixels, ms"
+    table = Table(columns | {"Gaussians and picture": "{:.1f}"}, title)
     for profile in ("compact", "fast", "lossless"):
         data = encode(fitted, height, width, profile=profile)
         times = milliseconds(
@@ -98,36 +105,41 @@ def decoding(image) -> None:
             },
             20,
         )
-        print(f"| {profile} | {len(data)} | " + " | ".join(medians(times)) + " |")
-    large = fitted
+        table.add(profile, len(data), *medians(times))
+    return table
+
+
+def of_a_part(large: Gaussians, height: int, width: int) -> Table:
     for _ in range(3):  # 64 times the picture, side by side
         large = side_by_side(large, height, width)
         height, width = 2 * height, 2 * width
     data = encode(large, height, width)
-    file = open_file(data)
     parts = {
         "part": lambda: open_file(data).render(crop=(900, 700, 96, 64)),
         "whole": lambda: open_file(data).gaussians(),
     }
-    part_ms, whole_ms = medians(milliseconds(parts, 3))
-    print(
-        f"\n{len(large)} Gaussians, {width}x{height}, {len(data)} bytes in {len(file.blocks)} "
-        f"blocks: 96x64 pixels of it in {part_ms} ms, all decoded in {whole_ms} ms"
-    )
+    columns = {"Gaussians": "{}", "picture": "{}", "bytes": "{}", "blocks": "{}"}
+    columns |= {"96x64 pixels of it, ms": "{:.1f}", "all decoded, ms": "{:.1f}"}
+    table = Table(columns | {"`instantgi info`, with the start of Python, s": "{:.2f}"})
+    counts = len(large), f"{width}x{height}", len(data), len(open_file(data).blocks)
+    table.add(*counts, *medians(milliseconds(parts, 3)), seconds_of_info(data))
+    return table
+
+
+def seconds_of_info(data: bytes) -> float:
     path = Path("/dev/shm" if Path("/dev/shm").is_dir() else ".") / "bench_codec.gi"
     path.write_bytes(data)
     try:
         command = [sys.executable, "-m", "instantgi", "info", str(path)]
         began = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
-        seconds = time.perf_counter() - began
-        print(f"`instantgi info` of it: {seconds:.2f} s, with the start of Python")
+        return time.perf_counter() - began
     finally:
         path.unlink()
 
 
-def medians(times: dict[str, list[float]]) -> list[str]:
-    return [f"{median(values):.1f}" for values in times.values()]
+def medians(times: dict[str, list[float]]) -> list[float]:
+    return [median(values) for values in times.values()]
 
 
 def side_by_side(gaussians, height: int, width: int):

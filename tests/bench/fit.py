@@ -1,6 +1,6 @@
 """Prints where the time of a fit goes: the start, the colors, one step of each method.
 
-python tests/bench/fit.py [IMAGE] [--num-gaussians N] [--runs N]
+python tests/bench/fit.py [IMAGE] [--num-gaussians N] [--runs N] [-o OUT.json]
 
 "raster" is the forward and backward pass of the step alone, run in turns with the whole step;
 "outside" is the share of the step that is neither: loss, parameters, optimiser.
@@ -14,9 +14,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.tables import Table, save_tables
 from bench.timing import conditions, milliseconds, spread
 
-from instantgi.fit import METHODS, heuristic_start, make_fitter, solve_colors
+from instantgi.fit import heuristic_start, make_fitter, solve_colors
 from instantgi.images import read_image
 from instantgi.points import add_border_points, dither, fit_ellipses, scale_map, triangulate
 from instantgi.points.gradient import gradient_map
@@ -28,6 +29,7 @@ from instantgi.render.ops import (
     to_blocks,
 )
 
+SUMS = ("instantgi", "gaussianimage", "gaussianimage-rs")  # steps of one rasterization each way
 PICTURE = Path(__file__).parents[2] / "assets" / "kodim23.png"
 
 
@@ -82,21 +84,26 @@ def main() -> None:
     parser.add_argument("image", nargs="?", type=Path, default=PICTURE)
     parser.add_argument("--num-gaussians", type=int, default=43_000)
     parser.add_argument("--runs", type=int, default=25)
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     image = read_image(options.image)
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
     size = f"{image.shape[2]}x{image.shape[1]}"
-    print(f"{options.image.name}, {size}, {options.num_gaussians} Gaussians\n")
-    print("| stage | ms | iqr |\n|---|---|---|")
+    note = f"{options.image.name}, {size}, {options.num_gaussians} Gaussians"
+    print(note + "\n")
+    stages = Table({"stage": "{}", "ms": "{:.2f}", "iqr": "{:.2f}"})
     times = milliseconds(start_stages(options.image, options.num_gaussians), options.runs)
     for name, values in times.items():
-        print("| {} | {:.2f} | {:.2f} |".format(name, *spread(values)))
-    print("\n| method | step ms | iqr | raster ms | outside |\n|---|---|---|---|---|")
-    for method in METHODS:
+        stages.add(name, *spread(values))
+    print()
+    columns = {"method": "{}", "step ms": "{:.2f}", "iqr": "{:.2f}", "raster ms": "{:.2f}"}
+    steps = Table(columns | {"outside": "{:.0%}"})
+    for method in SUMS:
         times = milliseconds(step_stages(method, image, options.num_gaussians), options.runs)
         step, iqr = spread(times["step"])
         raster = spread(times["raster"])[0]
-        print(f"| {method} | {step:.2f} | {iqr:.2f} | {raster:.2f} | {1 - raster / step:.0%} |")
+        steps.add(method, step, iqr, raster, 1 - raster / step)
+    save_tables(options.output, [stages, steps], note)
 
 
 if __name__ == "__main__":

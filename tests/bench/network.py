@@ -1,6 +1,7 @@
 """Prints what a network's start costs and gives, next to the start from the picture's gradient.
 
 python tests/bench/network.py [IMAGE] [--checkpoint NAME] [--num-gaussians N] [--runs N]
+                               [-o OUT.json]
 python tests/bench/network.py --race DIR [--limit K] [-o OUT.json] [--plot OUT.svg]
 python tests/bench/network.py --counts DIR [--limit K] [-o OUT.json]
 python tests/bench/network.py [IMAGE] --maps OUT.webp
@@ -29,6 +30,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from bench.tables import Table, save_tables
 from bench.timing import conditions, milliseconds, spread
 
 from data.prepare import TargetRecipe, target_map
@@ -115,12 +117,14 @@ def main() -> None:
 
 def print_stages(network: InstantGI, options: argparse.Namespace) -> None:
     image = read_image(options.image)
-    print(f"{options.image.name}, {options.num_gaussians} Gaussians, {options.checkpoint}\n")
-    print("| stage | ms | iqr |\n|---|---|---|")
+    note = f"{options.image.name}, {options.num_gaussians} Gaussians, {options.checkpoint}"
+    print(note + "\n")
+    table = Table({"stage": "{}", "ms": "{:.0f}", "iqr": "{:.0f}"})
     with mixed_precision(image):
         times = milliseconds(stages(network, image, options.num_gaussians), options.runs)
     for name, values in times.items():
-        print("| {} | {:.0f} | {:.0f} |".format(name, *spread(values)))
+        table.add(name, *spread(values))
+    save_tables(options.output, [table], note)
 
 
 def run_race(network: InstantGI, options: argparse.Namespace) -> None:

@@ -1,16 +1,21 @@
 """Prints how long it takes to go from a position map to triangles and ellipses.
 
-python tests/bench/points.py [--threads 1] [--quick]
+python tests/bench/points.py [--threads 1] [--quick] [-o OUT.json]
 """
 
 import argparse
-import subprocess
+import sys
 import time
 from collections.abc import Callable
-from statistics import median, quantiles
+from pathlib import Path
 
 import torch
 from scipy.spatial import Delaunay
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.tables import Table, save_tables
+from bench.timing import conditions, spread
 
 from instantgi.points import (
     add_border_points,
@@ -41,45 +46,22 @@ def dithered_points(num_points: int, k: int = 3) -> torch.Tensor:
     return dither(scale_map(smooth_map(side, side), num_points, k), k)
 
 
-def measure(function: Callable[[], object], runs: int) -> float:
-    """Prints median and interquartile range in milliseconds, and returns the median."""
+COLUMNS = {"step": "{}", "size": "{}", "median ms": "{:.2f}", "IQR ms": "{:.2f}", "runs": "{}"}
+COLUMNS |= {"times SciPy": "{:.1f}"}
+
+
+def measure(function: Callable[[], object], runs: int) -> tuple[float, float]:
+    """Median and interquartile range in milliseconds."""
     function()  # warm up
     times = []
     for _ in range(runs):
         start = time.perf_counter()
         function()
         times.append(1000 * (time.perf_counter() - start))
-    low, _, high = quantiles(times, n=4)
-    print(f" {median(times):9.2f} | {high - low:8.2f} | {runs:4d} |", end="")
-    return median(times)
+    return spread(times)
 
 
-def row(step: str, size: str, function: Callable[[], object], runs: int) -> float:
-    print(f"| {step:<22} | {size:>14} |", end="")
-    return measure(function, runs)
-
-
-def print_header() -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    print(
-        f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"commit {commit or 'none'}\n"
-    )
-    print("| step                   |           size | median ms |   IQR ms | runs | times SciPy |")
-    print("|---|---|---|---|---|---|")
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        return torch.backends.cpu.get_cpu_capability()
-
-
-def bench_maps(runs: int) -> None:
+def bench_maps(table: Table, runs: int) -> None:
     for height, width in MAP_SIZES:
         position_map = smooth_map(height, width)
         scaled = scale_map(position_map, height * width // 18, 3)
@@ -95,36 +77,38 @@ def bench_maps(runs: int) -> None:
             "add_border_points": lambda p=points, h=height, w=width: add_border_points(p, h, w),
         }
         for step, function in steps.items():
-            row(step, size, function, runs)
-            print("           – |")
+            table.add(step, size, *measure(function, runs), runs, None)
 
 
-def bench_points(runs: int, sizes: list[int]) -> None:
+def bench_points(table: Table, runs: int, sizes: list[int]) -> None:
     for num_points in sizes:
         points = dithered_points(num_points)
         triangles, _ = triangulate(points)
         size = f"{len(points)} points"
-        ours = row("triangulate", size, lambda p=points: triangulate(p), runs)
-        print("           – |")
+        ours = measure(lambda p=points: triangulate(p), runs)
+        table.add("triangulate", size, *ours, runs, None)
         # Qhull takes many seconds for a million points
         rival_runs = runs if num_points <= 40_000 else 3
         array = points.double().numpy()
-        rival = row("scipy Delaunay", size, lambda a=array: Delaunay(a), rival_runs)
-        print(f" {rival / ours:11.1f} |")
+        rival = measure(lambda a=array: Delaunay(a), rival_runs)
+        table.add("scipy Delaunay", size, *rival, rival_runs, rival[0] / ours[0])
         for fit in (fit_ellipses, fit_published_ellipses):
-            row(fit.__name__, size, lambda f=fit, p=points, t=triangles: f(p, t), runs)
-            print("           – |")
+            times = measure(lambda f=fit, p=points, t=triangles: f(p, t), runs)
+            table.add(fit.__name__, size, *times, runs, None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="only up to 40k points")
+    parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print_header()
-    bench_maps(runs=20)
-    bench_points(runs=20, sizes=NUM_POINTS[:2] if arguments.quick else NUM_POINTS)
+    print("; ".join(f"{name}: {value}" for name, value in conditions().items()) + "\n")
+    table = Table(COLUMNS)
+    bench_maps(table, runs=20)
+    bench_points(table, runs=20, sizes=NUM_POINTS[:2] if arguments.quick else NUM_POINTS)
+    save_tables(arguments.output, [table])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from bench.tables import Table, save_tables
 from bench.timing import conditions
 
 from instantgi.fit import LocalAdam, fit_image, solve_colors
@@ -199,19 +200,22 @@ def main() -> None:
     parser.add_argument("--steps", default="50,300")
     parser.add_argument("--num-gaussians", type=int, default=43_000)
     parser.add_argument("--variants", help="only those whose name has this in it")
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     images = [read_image(options.images / f"{name}.png") for name in options.names.split(",")]
     budgets = [int(steps) for steps in options.steps.split(",")]
 
+    table = Table({"variant": "{}"} | {f"{steps} steps": "{:.2f}" for steps in budgets})
+
     def row(name: str, fit: Callable) -> None:
         if options.variants and options.variants not in name:
             return
-        means = []
+        levels = []
         for steps in budgets:
             pictures = [(fit(image, steps), image) for image in images]
             values = [psnr(rasterize(g, *image.shape[1:]), image) for g, image in pictures]
-            means.append(sum(values) / len(values))
-        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in means) + " |", flush=True)
+            levels.append(sum(values) / len(values))
+        table.add(name, *levels)
 
     def fit_with(make: Callable[[], LocalAdam]) -> Callable:
         count = options.num_gaussians
@@ -225,9 +229,8 @@ def main() -> None:
         return solve_colors(gaussians, image, SOLVE_AT_THE_END)
 
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
-    print(f"mean PSNR (8 bits) of {options.names}, {options.num_gaussians} Gaussians\n")
-    print("| variant | " + " | ".join(f"{steps} steps" for steps in budgets) + " |")
-    print("|---" * (len(budgets) + 1) + "|")
+    note = f"mean PSNR (8 bits) of {options.names}, {options.num_gaussians} Gaussians"
+    print(note + "\n")
     for name, make in VARIANTS.items():
         row(name, fit_with(make))
     row(f"last {SOLVE_AT_THE_END} steps solve colors instead", fit_and_solve)
@@ -239,6 +242,7 @@ def main() -> None:
             fit_with(LocalAdam),
         )
     start_module.STRETCH = shipped
+    save_tables(options.output, [table], note)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Prints how many steps of a fit are enough to make a training target of it.
 
 python tests/bench/targets.py --images DIR [--steps 25,50,100] [--limit K] [--checkpoint NAME]
+                               [-o OUT.json]
 
 For each number of steps the position map of the fit (`data.prepare`) is compared with that of the
 longest fit: correlation, and points per pixel. Then the network's fields get a mesh dithered from
@@ -9,6 +10,7 @@ the map: PSNR with solved colors, and after 20 and 50 steps. The last row is the
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+from bench.tables import Table, save_tables
 from bench.timing import conditions
 
 from data.images import list_pictures, read_rgb
@@ -29,6 +32,9 @@ from instantgi.points import make_mesh
 from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize
 
+COLUMNS = {"map of": "{}", "seconds": "{:.2f}", "correlation": "{:.3f}"}
+COLUMNS |= {"points per pixel": "{:.3f}", "solved": "{:.2f}"}
+COLUMNS |= {"20 steps": "{:.2f}", "50 steps": "{:.2f}"}
 DENSITY = 0.11
 LARGEST = 512  # pixels; larger pictures are cut
 
@@ -41,22 +47,25 @@ def main() -> None:
     parser.add_argument("--steps", default="25,50,100,300,1000")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--checkpoint", default="tiny")
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     paths = list_pictures(options.images)[: options.limit]
     images = [read_rgb(path)[:, :LARGEST, :LARGEST].contiguous() for path in paths]
     budgets = sorted(int(steps) for steps in options.steps.split(","))
     network = InstantGI.from_pretrained(options.checkpoint)
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
-    print(f"{len(images)} pictures, {DENSITY} Gaussians per pixel\n")
-    print("| map of | seconds | correlation | points per pixel | solved | 20 steps | 50 steps |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    note = f"{len(images)} pictures, {DENSITY} Gaussians per pixel"
+    print(note + "\n")
+    table = Table(COLUMNS)
     made = [fits(image, budgets) for image in images]
     longest = [maps[budgets[-1]][0] for maps in made]
     for steps in budgets:
         row = [maps[steps] for maps in made]
-        print_row(network, f"{steps} steps", images, row, longest)
-    row = [(gradient_map(image), 0.0) for image in images]
-    print_row(network, "image gradient", images, row, longest)
+        table.add(f"{steps} steps", *means(network, images, row, longest))
+    row = [(gradient_map(image), math.nan) for image in images]
+    _, *others = means(network, images, row, longest)
+    table.add("image gradient", None, *others)
+    save_tables(options.output, [table], note)
 
 
 def fits(image: torch.Tensor, budgets: list[int]) -> dict[int, tuple[torch.Tensor, float]]:
@@ -75,13 +84,12 @@ def fits(image: torch.Tensor, budgets: list[int]) -> dict[int, tuple[torch.Tenso
 
 
 @torch.no_grad()
-def print_row(
+def means(
     network: InstantGI,
-    name: str,
     images: list[torch.Tensor],
     maps: list[tuple[torch.Tensor, float]],
     longest: list[torch.Tensor],
-) -> None:
+) -> list[float]:
     rows = []
     for image, (position_map, seconds), reference in zip(images, maps, longest, strict=True):
         size = image.shape[1:]
@@ -97,9 +105,7 @@ def print_row(
         for steps in (20, 50):
             row.append(psnr(rasterize(fit_image(image, solved, iterations=steps), *size), image))
         rows.append(row)
-    seconds, correlation, density, *levels = torch.tensor(rows).mean(0).tolist()
-    print(f"| {name} | {seconds:.2f} | {correlation:.3f} | {density:.3f} | ", end="")
-    print(" | ".join(f"{level:.2f}" for level in levels) + " |", flush=True)
+    return torch.tensor(rows).mean(0).tolist()
 
 
 if __name__ == "__main__":

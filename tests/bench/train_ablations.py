@@ -1,7 +1,7 @@
 """Trains a network per choice from nothing, for as many steps each, and compares them.
 
 python tests/bench/train_ablations.py --images DIR [--targets DIR] [--steps N] [--limit K]
-                                      [--variants "A;B"] [--folder DIR]
+                                      [--variants "A;B"] [--folder DIR] [-o OUT.json]
 
 The base is `configs/instantgi_tiny.yaml` on one thread, two pictures a step; every variant changes
 what its name says. One that is trained already is only measured. Columns as in `ablation.py`.
@@ -19,7 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from bench.ablation import HEADER, measure, row_of
+from bench.ablation import COLUMNS, means, measure
+from bench.tables import Table, save_tables
 from bench.timing import conditions
 
 from instantgi.images import read_image
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--num-gaussians", type=int, default=43_000)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ablations")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     names = options.variants.split(";") if options.variants else list(VARIANTS)
     # one training for all variants that only predict differently
@@ -79,8 +81,9 @@ def main() -> None:
     paths = sorted(options.images.glob("*.png"))[: options.limit]
     images = [read_image(path) for path in paths]
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()))
-    print(f"{len(images)} pictures; {options.steps} steps of two crops from nothing\n")
-    print(HEADER)
+    note = f"{len(images)} pictures; {options.steps} steps of two crops from nothing"
+    print(note + "\n")
+    table = Table(COLUMNS)
     for name in names:
         network = InstantGI.from_pretrained(folders[trained[name]])
         asked = {"num_gaussians": options.num_gaussians} | VARIANTS[name][2]
@@ -90,7 +93,8 @@ def main() -> None:
         def make(image: torch.Tensor, network=network, asked=asked):
             return network(image, **asked)
 
-        print(row_of(name, [measure(make, image) for image in images]), flush=True)
+        table.add(name, *means([measure(make, image) for image in images]))
+    save_tables(options.output, [table], note)
 
 
 def trained_as(name: str) -> str:

@@ -1,0 +1,393 @@
+"""Writes the tables of docs/results.md anew, from the JSON files in docs/results.
+
+python tests/bench/report.py [--check]
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; with it come the command that
+measured it, the commit, the date and the device. What stands between tables stays as it is.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from bench.published import published_tables
+from bench.tables import Table, load_tables
+
+from instantgi.bench import load_rows
+from instantgi.files import replace_on_success
+from instantgi.rate_distortion import table as rate_table
+from instantgi.summaries import mean_curve, summarise
+from instantgi.summaries import table as bench_lines
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "results.md"
+RESULTS = DOCUMENT.parent / "results"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->\n)", re.S)
+
+
+def rewritten(text: str) -> str:
+    """The document with all tables as their files say.
+
+    Raises:
+        ValueError: if a table has no name in TABLES, or an end is missing.
+    """
+    ends = text.count("<!-- table: "), text.count("<!-- end -->"), len(MARKED.findall(text))
+    if len(set(ends)) > 1:
+        raise ValueError(f"every table has a begin and an end, got {ends[0]} and {ends[1]}")
+
+    def made(found: re.Match) -> str:
+        if found[2] not in TABLES:
+            raise ValueError(f"no table is called {found[2]}; there are {', '.join(TABLES)}")
+        return found[1] + "\n" + "\n".join(TABLES[found[2]]()) + "\n\n" + found[3]
+
+    return MARKED.sub(made, text)
+
+
+# --- how a table was measured ------------------------------------------------------------------
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def origin(command: str, conditions: dict[str, Any], commits: list[str], note: str = "") -> list:
+    """Lines above a table."""
+    facts = [f"{conditions['device']} ({conditions['instruction set']})"]
+    facts += [f"threads: {conditions['threads']}", f"torch {conditions['torch']}", *commits]
+    facts += [note] if note else []
+    return [f"`{command}`", "", "; ".join(facts), ""]
+
+
+def commit_of(conditions: dict[str, Any]) -> list[str]:
+    return commits_of([conditions])
+
+
+def commits_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The days, each with its commits."""
+    days: dict[str, set[str]] = {}
+    for row in rows:
+        days.setdefault(row["date"], set()).add(row["commit"])
+    return [f"{day} at commit {', '.join(sorted(days[day]))}" for day in sorted(days)]
+
+
+# --- kinds of tables ---------------------------------------------------------------------------
+
+
+def of_script(name: str) -> list[str]:
+    """What `save_tables` wrote."""
+    found = read(name)
+    lines = origin(found["command"], found["conditions"], commit_of(found["conditions"]))
+    if found["note"]:
+        lines[-2] += f"; {found['note']}"
+    for i, each in enumerate(load_tables(found)):
+        lines += ([""] if i else []) + each.lines()
+    return lines
+
+
+def bench_origin(arguments: str, *names: str) -> list[str]:
+    rows = [row for name in names for row in load_rows(RESULTS / f"{name}.json")]
+    output = f"docs/results/{names[0] if len(names) == 1 else 'NAME'}.json"
+    command = f"instantgi bench --images DIR {arguments} -o {output}"
+    count = len({row["image"] for row in rows})
+    conditions = read(names[0])["conditions"]
+    return origin(command, conditions, commits_of(rows), f"{count} pictures")
+
+
+def of_bench(name: str, arguments: str) -> list[str]:
+    rows = load_rows(RESULTS / f"{name}.json")
+    return bench_origin(arguments, name) + bench_lines(summarise(rows))
+
+
+def network_and_heuristic() -> list[str]:
+    """Both starts at equal steps; "alone" is what the network draws before colors are solved."""
+    by_start = {
+        name: load_rows(RESULTS / f"kodak_{name}.json") for name in ("network", "heuristic")
+    }
+    # 100 steps from the image gradient are in another file
+    by_start["heuristic"] += [
+        row for row in load_rows(RESULTS / "kodak_43k.json") if row["iterations"] == 100
+    ]
+    lines = bench_origin(
+        "--start NAME --iterations 0,20,50,100,300 --num-gaussians 43000",
+        "kodak_network",
+        "kodak_heuristic",
+        "kodak_43k",
+    )
+    lines[0] = lines[0].replace("NAME.json", "kodak_NAME.json")
+    columns = {"": "{}", "network": "{:.2f}", "heuristic": "{:.2f}", "ahead by": "{:+.2f}"}
+    first = {name: of_steps(rows, 0) for name, rows in by_start.items()}
+    alone = mean(row["psnr_network"] for row in first["network"])
+    rows: list[list] = [["the network's Gaussians with its own colors, dB", alone, None, None]]
+    for steps in (0, 20, 50, 100, 300):
+        levels = [mean(row["psnr"] for row in of_steps(each, steps)) for each in by_start.values()]
+        name = f"after {steps} steps, dB" if steps else "with 10 iterations of the color solve, dB"
+        rows.append([name, *levels, levels[0] - levels[1]])
+    before = [
+        median(row["seconds_start"] + row["seconds_colors"] for row in each)
+        for each in first.values()
+    ]
+    rows.append(["seconds before a fit of no steps, median", *before, before[0] - before[1]])
+    return lines + Table(columns, rows=rows).lines()
+
+
+def of_steps(rows: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+    return [row for row in rows if row["iterations"] == steps]
+
+
+def race() -> list[str]:
+    found = read("network_race")
+    command = "python tests/bench/network.py --race DIR --limit 6 -o docs/results/network_race.json"
+    note = "6 pictures, 43000 Gaussians, mean PSNR in dB"
+    lines = origin(command, found["conditions"], commit_of(found["conditions"]), note)
+    columns = {"seconds": "{}"} | {f"{budget:g}": "{:.2f}" for budget in found["budgets"]}
+    rows = [
+        [name, *map(mean, zip(*(row[name] for row in found["rows"].values()), strict=True))]
+        for name in ("network", "heuristic")
+    ]
+    (second,) = read("network_race_second")["tables"]
+    rows += [[f"{name}, second run", *levels] for name, *levels in second["rows"]]
+    return lines + Table(columns, rows=rows).lines()
+
+
+def network_counts() -> list[str]:
+    """The number of Gaussians that the network chooses by itself, and one for all."""
+    found = read("network_counts")
+    command = "python tests/bench/network.py --counts DIR -o docs/results/network_counts.json"
+    count, r = len(found["rows"]), found["r"]
+    note = f"{count} pictures; correlation of its own number with the bytes of the picture as "
+    note += f"lossless WebP: r = {r:.3f}"
+    lines = origin(command, found["conditions"], commit_of(found["conditions"]), note)
+    columns = {"": "{}", "fewest": "{:,}", "mean": "{:,.0f}", "most": "{:,}"}
+    made = Table(columns | {"standard deviation of PSNR after 50 steps, dB": "{:.2f}"})
+    names = ("its own number", "the mean for every picture")
+    for name, at, deviation in zip(names, (2, 3), found["deviation"], strict=True):
+        counts = [row[at] for row in found["rows"]]
+        made.rows.append([name, min(counts), mean(counts), max(counts), deviation])
+    return lines + made.lines()
+
+
+def rates() -> list[str]:
+    found = read("kodak_rd/results")
+    rows = sorted(found["rows"], key=lambda row: row["codec"] != "instantgi")  # ours first
+    command = "instantgi bench rd --images DIR -o docs/results/kodak_rd"
+    count = len({row["image"] for row in rows})
+    lines = origin(command, found["conditions"], commits_of(rows), f"{count} pictures")
+    return lines + rate_table(rows, [0.15, 0.3, 0.6, 1.0])
+
+
+GAUSSIANIMAGE = (
+    "--methods gaussianimage,gaussianimage-rs --iterations 50000 --num-gaussians 30000 --limit 3 "
+    "--curve"
+)
+
+
+def gaussianimage_curve() -> list[str]:
+    rows = load_rows(RESULTS / "kodak_gaussianimage.json")
+    methods = {"gaussianimage": "Cholesky", "gaussianimage-rs": "RS"}
+    curves = [mean_curve([row for row in rows if row["method"] == method]) for method in methods]
+    made = Table({"steps": "{:.0f}"} | dict.fromkeys(methods.values(), "{:.2f}"))
+    made.rows = [
+        [points[0]["iterations"], *(point["psnr"] for point in points)]
+        for points in zip(*curves, strict=True)
+    ]
+    return bench_origin(GAUSSIANIMAGE, "kodak_gaussianimage") + made.lines()
+
+
+def gaussianimage_pictures() -> list[str]:
+    rows = load_rows(RESULTS / "kodak_gaussianimage.json")
+    columns = {"picture": "{}", "method": "{}", "PSNR dB": "{:.2f}", "MS-SSIM": "{:.4f}"}
+    names = ("image", "method", "psnr", "ms_ssim", "seconds_fit")
+    made = Table(
+        columns | {"fit s": "{:.0f}"}, rows=[[row[name] for name in names] for row in rows]
+    )
+    return made.lines()
+
+
+def lig() -> list[str]:
+    found = read("lig_crop")
+    command = (
+        "python tests/bench/lig.py 0829x2.png --crop 380 200 192 192 --per-pixel 0.33,0.18,0.25 "
+        "--iterations 6000 -o docs/results/lig_crop.json"
+    )
+    levels = {(row["method"], row["num"]): row["psnr"] for row in found["rows"]}
+    counts = sorted({num for _, num in levels})
+    pixels = found["settings"]["crop"][2] * found["settings"]["crop"][3]
+    heads = {num: f"{num / pixels:.2f} a pixel ({num:,}), dB" for num in counts}
+    methods = list(dict.fromkeys(method for method, _ in levels))
+    rows = [[method, *(levels.get((method, num)) for num in counts)] for method in methods]
+    made = Table({"": "{}"} | {heads[num]: "{:.2f}" for num in counts}, rows=rows)
+    return origin(command, found["conditions"], commit_of(found["conditions"])) + made.lines()
+
+
+def imagegs() -> list[str]:
+    counts = (100, 200, 400, 800)
+    names = [f"imagegs_{num}" for num in counts]
+    lines = bench_origin(
+        "--limit 4 --methods imagegs,imagegs-paper,instantgi --num-gaussians N --iterations 1000 "
+        "--metrics ssim,flip",
+        *names,
+    )
+    lines[0] = lines[0].replace("NAME.json", "imagegs_N.json")
+    metrics = ("ssim", "flip")
+    found = [summarise(load_rows(RESULTS / f"{name}.json"), metrics) for name in names]
+    made = Table({"dB, SSIM, FLIP": "{}"} | {f"{num}": "{}" for num in counts})
+    for same in zip(*found, strict=True):
+        cells = [f"{row['psnr']:.2f}, {row['ssim']:.3f}, {row['flip']:.3f}" for row in same]
+        made.rows.append([f"`{same[0]['method']}`", *cells])
+    return lines + made.lines()
+
+
+SEEDS = {
+    "sgi": "`sgi`: λ = 0.001, L = 3, K = 7, F = 12",
+    "lambda 0": "λ = 0, a lossless file of its Gaussians",
+    "lambda 0.0005": "λ = 0.0005",
+    "lambda 0.003": "λ = 0.003",
+    "L 1": "one level",
+    "L 2": "two levels",
+    "L 4": "four levels",
+    "compact": "`encode`, compact, as many bytes",
+    "GaussianImage": "GaussianImage, lossless",
+    "LIG": "LIG, lossless",
+}
+
+
+def seeds(name: str, arguments: str) -> list[str]:
+    found = read(name)
+    command = f"python tests/bench/sgi.py {arguments} -o docs/results/{name}.json"
+    size = "x".join(str(side) for side in found["settings"]["size"])
+    columns = {"": "{}", "Gaussians": "{:,}", "bytes": "{:,}", "PSNR dB": "{:.2f}"}
+    columns |= {"SSIM": "{:.4f}", "numbers shorter than float32": "{:.1f}x", "fit s": "{:.0f}"}
+    made = Table(columns)
+    for row in found["rows"]:
+        coded = sum(row["chunks"].get(kind, 0) for kind in ("FEAT", "SCAL", "OFFS"))
+        shorter = row["float32_numbers"] / coded if coded else None
+        label = SEEDS.get(row["row"], row["row"].replace(" ", " = "))
+        names = ("num", "bytes", "psnr", "ssim")
+        made.rows.append([label, *(row[each] for each in names), shorter, row["seconds"]])
+    conditions = found["conditions"]
+    return origin(command, conditions, commit_of(conditions), f"{size} pixels") + made.lines()
+
+
+RASTER = {
+    "forward ms": "forward",
+    "backward ms": "backward",
+    "sum ms": "sum",
+    "its IQR": "sum iqr",
+    "exp ms": "exp",
+    "IQR of exp": "exp iqr",
+    "ratio": "ratio",
+    "ns/pair": "ns per pair",
+    "error ms": "error",
+    "local ms": "local",
+    "their ratio": "fit ratio",
+    "mixture ms": "mixture",
+    "its backward ms": "its backward",
+}
+
+
+def rasterizer() -> list[str]:
+    found = read("rasterize")
+    command = "python tests/bench/rasterize.py --json docs/results/rasterize.json"
+    lines = origin(command, found["conditions"], commit_of(found["conditions"]))
+    columns = {"picture": "{}", "N": "{:.0f}", "M pairs": "{:.2f}"}
+    columns |= dict.fromkeys(RASTER, "{:.2f}")
+    titles = {"typical": "A picture of 768x512", "sweep": "Constant density, from 64x64 to 8K"}
+    for kind, title in titles.items():
+        made = Table(columns, title)
+        for row in found[kind]:
+            size = f"{row['width']}x{row['height']}", row["num"], row["pairs"] / 1e6
+            made.rows.append([*size, *(row[name] for name in RASTER.values())])
+        lines += [*made.lines(), ""]
+    columns = {"N": "{:.0f}", "sum ms": "{:.2f}", "mixture ms": "{:.2f}"}
+    made = Table(columns, "10,000 scattered points of 1024x1024 pixels")
+    made.rows = [[row["num"], row["sum"], row["mixture"]] for row in found["points"]]
+    peak, plain = found["peak"], found["reference"]
+    return lines + [
+        *made.lines(),
+        "",
+        f"Peak memory of forward and backward with {peak['num']} Gaussians on {peak['width']}x"
+        f"{peak['height']}, their pictures included: {peak['MB']:.0f} MB. Forward and backward of "
+        f"{plain['num']} Gaussians on {plain['width']}x{plain['height']}, {plain['runs']} runs: "
+        f"kernel {plain['kernel']:.2f} ms, plain torch {plain['reference']:.0f} ms, "
+        f"{plain['times faster']:.0f} times faster.",
+    ]
+
+
+def large() -> list[str]:
+    found = read("large_50")
+    note = f"{found['width']}x{found['height']} pixels, {found['num_gaussians']:,} Gaussians, "
+    note += f"method {found['method']}; {found['psnr']:.2f} dB, MS-SSIM {found['ms_ssim']:.4f}"
+    command = "python tests/bench/large.py DIR --json docs/results/large_50.json"
+    lines = origin(command, found["conditions"], commit_of(found["conditions"]), note)
+    columns = {"stage": "{}", "s": "{:.2f}", "MiB after": "{:.0f}", "MiB at most": "{:.0f}"}
+    names = ("stage", "seconds", "after", "peak")
+    rows = [[row[name] for name in names] for row in found["stages"]]
+    return lines + Table(columns, rows=rows).lines()
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "kodak_43k": lambda: of_bench(
+        "kodak_43k",
+        "--methods instantgi --start heuristic --iterations 50,100,300,1500 --num-gaussians 43000",
+    ),
+    "kodak_70k": lambda: of_bench(
+        "kodak_70k",
+        "--methods instantgi --start heuristic --iterations 1500 --num-gaussians 70000",
+    ),
+    "kodak_30k": lambda: of_bench(
+        "kodak_30k",
+        "--methods instantgi --start heuristic --iterations 300 --num-gaussians 30000 --limit 3",
+    ),
+    "network": network_and_heuristic,
+    "network_race": race,
+    "network_counts": network_counts,
+    "kodak_rd": rates,
+    "gaussianimage_curve": gaussianimage_curve,
+    "gaussianimage_pictures": gaussianimage_pictures,
+    "lig": lig,
+    "imagegs": imagegs,
+    "sgi_2k": lambda: seeds(
+        "sgi_2k", "tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 5000"
+    ),
+    "sgi_div2k": lambda: seeds("sgi_div2k", "0829x2.png --num-gaussians 20000 --iterations 1000"),
+    "sgi_speed": lambda: seeds(
+        "sgi_speed",
+        'tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 300 --rows "sgi,L 1"',
+    ),
+    "sgi_large": lambda: seeds(
+        "sgi_large",
+        "earth-blue-marble.jpg --num-gaussians 300000 --iterations 600 "
+        '--rows "sgi,GaussianImage,LIG"',
+    ),
+    "rasterize": rasterizer,
+    "large": large,
+    "published": lambda: published_tables(RESULTS),
+}
+SCRIPTS = ("network_stages", "ablation", "train_ablations", "targets", "kodak_rd_gaussianimage")
+SCRIPTS += ("codec", "fit", "points", "recipes", "recipes_lm")
+TABLES |= {name: lambda name=name: of_script(name) for name in SCRIPTS}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if it would")
+    options = parser.parse_args()
+    before = DOCUMENT.read_text(encoding="utf-8")
+    after = rewritten(before)
+    if not options.check:
+        with replace_on_success(DOCUMENT) as partial:
+            partial.write_text(after, encoding="utf-8")
+    return int(options.check and before != after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
