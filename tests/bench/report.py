@@ -261,6 +261,8 @@ SEEDS = {
     "compact": "`encode`, compact, as many bytes",
     "GaussianImage": "GaussianImage, lossless",
     "LIG": "LIG, lossless",
+    "GaussianImage x10": "GaussianImage, lossless, 10 times the steps",
+    "LIG x10": "LIG, lossless, 10 times the steps",
 }
 
 
