@@ -1,6 +1,7 @@
 import gc
 import math
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +23,15 @@ from instantgi.fit.imagegs import Grids, PublishedShape, draw_places, on_grid
 from instantgi.fit.lig import cholesky_of, covariance_gradient, make_valid_, split_count
 from instantgi.fit.loop import Progress
 from instantgi.gaussians import Gaussians, cholesky_from_scales_rotations
+from instantgi.images import read_image
 from instantgi.metrics import psnr
 from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize, rasterize_reference
 from instantgi.render.draw import draw
 from instantgi.render.reference import weights_reference
 from instantgi.representations import Levels, flat
+
+PICTURE = Path(__file__).parents[1] / "assets" / "kodim23.png"
 
 
 def picture(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -258,6 +262,15 @@ def test_time_in_callbacks_does_not_count():
 
     fit_image(picture(16, 16), iterations=20, report_every=5, on_progress=slow)
     assert seen[-1].seconds < 0.5
+
+
+def test_long_fits_keep_what_they_reached(one_thread):
+    image = read_image(PICTURE)[:, 200:212, 300:316]
+    levels = []
+    for iterations in (1000, 15_000):
+        made = fit_image(image, num_gaussians=16, iterations=iterations)
+        levels.append(psnr(rasterize(made, 12, 16), image))
+    assert levels[0] > 40 and levels[1] > levels[0] - 0.5
 
 
 def test_long_fits_stay_finite():

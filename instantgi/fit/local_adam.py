@@ -53,8 +53,9 @@ class LocalAdam:
     rate serves Gaussians of every size and direction, and their gradients are the moments Σ w q z
     and ½ Σ w q z zᵀ that the backward pass sums anyway. |u| ≤ 1 and |S| ≤ 0.6 a step.
 
-    β₁ grows as 1 − 1 / (4 + t / 10), and β₂ = max(0.9, β₁²): short fits want little memory, long
-    ones much. The rate rises over a few steps, then falls with the root of what is left of the fit.
+    β₁ grows as 1 − 1 / min(4 + t / 10, 200), and β₂ = max(0.9, β₁²): short fits want little memory,
+    long ones much. The rate rises over a few steps, then falls with the root of what is left of the
+    fit, and after 1,500 steps also as 1 / t: otherwise fits of many thousand steps wander off.
     Up to five times in the first half, at least 20 steps apart, the 5 % of the Gaussians that carry
     least, |c|² π det L, are put where a new one would take most error away. Measured against other
     choices in docs/results.md.
@@ -70,6 +71,8 @@ class LocalAdam:
             start.
         warm_up: steps until the full rate: before that, √v̂ says little about a gradient's size.
         memory: steps that the momentum remembers at first; one more for every ten steps.
+        most_memory: steps that it remembers at most.
+        settled: steps after which the rate also falls as 1 / t.
     """
 
     def __init__(
@@ -82,9 +85,12 @@ class LocalAdam:
         solve_iterations: int = 10,
         warm_up: int = 5,
         memory: int = 4,
+        most_memory: int = 200,
+        settled: int = 1500,
     ):
         self.rate, self.color_rate, self.beta2 = rate, color_rate, beta2
-        self.warm_up, self.memory = warm_up, memory
+        self.warm_up, self.settled = warm_up, settled
+        self.memory, self.most_memory = memory, most_memory
         self.relocations, self.relocated = relocations, relocated
         self.solve_iterations = solve_iterations
 
@@ -150,11 +156,12 @@ class LocalAdam:
     def rate_at(self, progress: float) -> float:
         """Largest move of this step, in standard deviations."""
         fading = 0.05 + 0.95 * math.sqrt(1 - progress)
-        return self.rate * fading * min(1, self.iteration / self.warm_up)
+        begin, end = self.iteration / self.warm_up, self.settled / self.iteration
+        return self.rate * fading * min(1, begin, end)
 
     def betas(self) -> list[float]:
         """Decay of the mean and of the mean square gradient in this step."""
-        beta1 = 1 - 1 / (self.memory + self.iteration / 10)
+        beta1 = 1 - 1 / min(self.memory + self.iteration / 10, self.most_memory)
         return [beta1, max(self.beta2, beta1**2)]
 
     def gaussians(self) -> Gaussians:

@@ -316,34 +316,10 @@ class SGI:
             return
         self.level, self.began, self.order = level, progress, None
         shift = len(self.shares) - 1 - level
-        self.views = self._smaller(shift) if self.recipe.averaged else self._some(shift)
-
-    def _smaller(self, shift: int) -> Iterator["View"]:
-        """The picture at 2^shift times less a side, again and again."""
-        height, width = self.image.shape[1:]
-        size = max(1, round(height / 2**shift)), max(1, round(width / 2**shift))
-        target, lost = self.image, 0.0
-        if shift:
-            target = torch.nn.functional.interpolate(
-                self.image[None], size, mode="bicubic", antialias=True, align_corners=False
-            )[0]
-            lost = lost_by(self.image, *size)
-        step = width / size[1], height / size[0]
-        return itertools.repeat(View(to_blocks(target), size, (0.0, 0.0), step, lost))
-
-    def _some(self, shift: int) -> Iterator["View"]:
-        """Of 2^shift rows and as many columns one each, all such choices in turn."""
-        every = 2**shift
-        if every == 1:
-            yield from self._smaller(0)
-        views = []
-        for row, column in itertools.product(range(every), repeat=2):
-            seen = self.image[:, row::every, column::every].contiguous()
-            corner = column + 0.5 - every / 2, row + 0.5 - every / 2
-            views.append(View(to_blocks(seen), seen.shape[1:], corner, (every, every)))
-        while True:
-            for choice in torch.randperm(len(views), generator=self.random).tolist():
-                yield views[choice]
+        if self.recipe.averaged or shift == 0:
+            self.views = itertools.repeat(smaller_view(self.image, shift))
+        else:
+            self.views = some_views(self.image, shift, self.random)
 
     def _set_rates(self, progress: float) -> None:
         first, last = self.recipe.rates, self.recipe.last_rates
@@ -523,6 +499,32 @@ class View:
     origin: tuple[float, float]
     step: tuple[float, float]
     lost: Tensor | float = 0.0
+
+
+def smaller_view(image: Tensor, shift: int) -> View:
+    """Of the picture at 2^shift times less a side."""
+    height, width = image.shape[1:]
+    size = max(1, round(height / 2**shift)), max(1, round(width / 2**shift))
+    step = width / size[1], height / size[0]
+    if shift == 0:
+        return View(to_blocks(image), size, (0.0, 0.0), step)
+    target = torch.nn.functional.interpolate(
+        image[None], size, mode="bicubic", antialias=True, align_corners=False
+    )[0]
+    return View(to_blocks(target), size, (0.0, 0.0), step, lost_by(image, *size))
+
+
+def some_views(image: Tensor, shift: int, random: torch.Generator) -> Iterator[View]:
+    """Of 2^shift rows and as many columns one each, all such choices in turn, for ever."""
+    every = 2**shift
+    views = []
+    for row, column in itertools.product(range(every), repeat=2):
+        seen = image[:, row::every, column::every].contiguous()
+        corner = column + 0.5 - every / 2, row + 0.5 - every / 2
+        views.append(View(to_blocks(seen), seen.shape[1:], corner, (every, every)))
+    while True:
+        for choice in torch.randperm(len(views), generator=random).tolist():
+            yield views[choice]
 
 
 @dataclasses.dataclass(frozen=True)
