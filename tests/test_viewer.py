@@ -18,11 +18,12 @@ from scenes import random_gaussians
 
 from instantgi.cli import main
 from instantgi.codec import encode, open_file
+from instantgi.codec.bitstream import frames
 from instantgi.gaussians import Gaussians
 from instantgi.images import to_8bit
 from instantgi.render.draw import draw
 from instantgi.representations import Levels, Mixture, Seeds
-from instantgi.viewer.view import FOLDER, joined_script, page_of
+from instantgi.viewer.view import FOLDER, joined_scripts, page_of
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.gi"))
@@ -76,14 +77,15 @@ def open_page(browser: Any, home: Path, width: int, height: int, script: str = "
     ).new_page()
     page.failures = []
     page.on("pageerror", lambda error: page.failures.append(str(error)))
-    page.on("request", lambda request: page.failures.append(request.url))
+    # but for the page itself, and pictures and workers within it
+    within = ("file:", "data:", "blob:")
+    page.on(
+        "request",
+        lambda request: request.url.startswith(within) or page.failures.append(request.url),
+    )
     page.add_init_script(HELPERS + script)
     page.goto((home / "page.html").as_uri())
     page.evaluate("instantgi.ready")
-    # the page itself, and pictures within it
-    page.failures = [
-        url for url in page.failures if not url.startswith(("file:", "data:", "blob:"))
-    ]
     return page
 
 
@@ -153,10 +155,11 @@ def distance(drawn: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_modules_are_joined_in_an_order_in_which_each_finds_the_others():
-    script = joined_script()
+    script = "\n".join(joined_scripts().values())
     names = re.findall(r"^const \$(\w+) = \(\(\) => \{$", script, re.M)
     assert sorted(names) == sorted(path.stem for path in FOLDER.glob("*.js"))
     assert names[-1] == "page"
+    assert "document" not in joined_scripts()["/*DECODER*/"]  # of which a worker has none
     assert not re.search(r"^(import|export)\b", script, re.M) and "</script" not in script
 
 
@@ -278,13 +281,15 @@ def test_mixture_counts_equal_weights_together(page, tmp_path):
 def test_page_refuses_what_python_refuses(page):
     def is_read(path: Path) -> bool:
         try:
-            open_file(path).made()
+            file = open_file(path, whole=False)
+            return len(file.gaussians()) > 0 or file.is_whole
         except ValueError:
             return False
-        return True
 
     data = [base64.b64encode(path.read_bytes()).decode() for path in CORPUS]
-    found = page.evaluate("all => all.map((data) => instantgi.open(bytesOf(data), 'x'))", data)
+    is_opened = "(data) => { try { return Boolean(instantgi.decode(bytesOf(data))); }"
+    is_opened += " catch { return false; } }"
+    found = page.evaluate(f"all => all.map({is_opened})", data)
     assert found == [is_read(path) for path in CORPUS]
 
 
@@ -312,6 +317,90 @@ def test_window_shows_the_pixels_of_decode(page):
     clip = {"x": box["x"] + corner["x"], "y": box["y"] + corner["y"], "width": 50, "height": 37}
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))))
     assert distance(shot, expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+
+
+# --- decoding ----------------------------------------------------------------------------------
+
+WATCHED = """async (text) => {
+  const bytes = bytesOf(text), shares = [], progress = document.getElementById("progress");
+  const began = performance.now();
+  let before = began, longest = 0, isOpen = false;
+  const tick = () => {
+    longest = Math.max(longest, performance.now() - before);
+    before = performance.now();
+    if (progress.checkVisibility()) shares.push(progress.querySelector("progress").value);
+    if (!isOpen) requestAnimationFrame(tick);
+  };
+  requestAnimationFrame(tick);
+  await instantgi.open(bytes, "large.gi");
+  isOpen = true;
+  const whole = performance.now() - began;
+  const flat = (made) => made.flatMap(({ geometry, colors }) => [geometry, colors]);
+  const [found, expected] = [instantgi.gaussians(), instantgi.decode(bytes)].map(flat);
+  const isSame = expected.every((field, i) => field.every((value, n) => value === found[i][n]));
+  return { longest, whole, shares, isSame, isHidden: progress.hidden };
+}"""
+
+
+@pytest.fixture(scope="module")
+def large() -> str:
+    scene = random_gaussians(300_000, 900, 1200, seed=1)
+    return base64.b64encode(encode(scene, 900, 1200)).decode()
+
+
+def test_page_stays_awake_while_it_decodes(page, large):
+    found = page.evaluate(WATCHED, large)
+    assert found["isSame"] and found["isHidden"]
+    assert found["longest"] < found["whole"] / 3  # between two frames
+    shares = found["shares"]
+    assert shares == sorted(shares) and len(set(shares)) >= 3
+
+
+def test_a_file_that_is_opened_meanwhile_takes_its_place(page, large):
+    small = base64.b64encode((GOLDEN / "v1_fast.gi").read_bytes()).decode()
+    found = page.evaluate(
+        "texts => Promise.all(texts.map((text, i) => instantgi.open(bytesOf(text), `${i}.gi`)))",
+        [large, small],
+    )
+    assert found == [False, True]
+    assert page.locator("#name").text_content() == "1.gi" and message(page) == ""
+    assert not page.locator("#progress").is_visible()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "delete globalThis.Worker",
+        "globalThis.Worker = class extends Worker { constructor() { super('data:,') } }",
+    ],
+    ids=["there are none", "the browser refuses it"],
+)
+def test_page_decodes_without_workers(browser, home, script):
+    page = open_page(browser, home, 800, 600, script)
+    assert distance(pixels_of(page, 37, 50), expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+    page.locator("#step").fill("2")
+    page.evaluate("instantgi.idle()")
+    gray = pixels_of(page, 37, 50)[..., :3]
+    assert (gray == gray[..., :1]).all() and message(page) == ""
+    assert page.failures == []
+    page.context.close()
+
+
+def test_decoding_that_stops_says_so(browser, home):
+    script = """globalThis.Worker = class extends Worker {
+      postMessage(question) {
+        if (!globalThis.isFull) return super.postMessage(question);
+        this.dispatchEvent(new ErrorEvent("error", { message: "out of memory" }));
+      }
+    }"""
+    page = open_page(browser, home, 800, 600, script)
+    page.evaluate("globalThis.isFull = true")
+    assert not show(page, GOLDEN / "v1_fast.gi")
+    assert message(page) == "v1_fast.gi: cannot be shown (out of memory)"
+    assert page.locator("#name").text_content() == "v1_compact.gi"
+    page.evaluate("globalThis.isFull = false")
+    assert show(page, GOLDEN / "v1_fast.gi") and message(page) == ""
+    page.context.close()
 
 
 # --- controls ----------------------------------------------------------------------------------
@@ -365,6 +454,7 @@ def test_sliders_show_fewer_gaussians(page):
     assert distance(pixels_of(page, 37, 50), expected) <= 1
     page.locator("#step").fill("2")
     assert page.locator("#step-text").text_content() == "+ sizes"
+    page.evaluate("instantgi.idle()")
     gray = pixels_of(page, 37, 50)[..., :3]
     assert (gray == gray[..., :1]).all()
 
@@ -374,6 +464,7 @@ def test_steps_are_what_the_beginning_of_a_file_is(page, tmp_path, name):
     path = GOLDEN / f"{name}.gi"
     show(page, path)
     page.locator("#step").fill("1")
+    page.evaluate("instantgi.idle()")
     begin = tmp_path / "begin.gi"
     begin.write_bytes(beginning(path.read_bytes()))
     made = open_file(begin, whole=False).made()
@@ -381,6 +472,49 @@ def test_steps_are_what_the_beginning_of_a_file_is(page, tmp_path, name):
     step = size.width / 50, size.height / 37  # a level is shown in the size of the picture
     expected = 255 * draw(made, 37, 50, step=step).clamp(0, 1).permute(1, 2, 0).numpy()
     assert distance(pixels_of(page, 37, 50), expected) <= 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_beginning_of_a_file_is_drawn_as_decode_does(page, tmp_path, path):
+    """Cut in the middle of chunks, of some of them."""
+    data, begin = path.read_bytes(), tmp_path / "begin.gi"
+    cuts = [frame.begin + 1 for frame in frames(data)[0][1:]]
+    for cut in cuts[:: -(-len(cuts) // 4)]:
+        begin.write_bytes(data[:cut])
+        file = open_file(begin, whole=False)
+        num = len(file.gaussians())
+        assert show(page, begin) == (num > 0)
+        if not num:
+            text = "is only the beginning of a file, and ends before any Gaussian can be drawn"
+            assert message(page) == f"begin.gi: {text}"
+            continue
+        expected = 255 * file.render().clamp(0, 1).permute(1, 2, 0).numpy()
+        assert distance(pixels_of(page, file.height, file.width), expected) <= 1
+        note = page.locator("#note").text_content()
+        assert note.startswith("This file ends early")
+        assert f" {num} of " in note or num == file.num_gaussians
+
+
+def test_what_is_missing_of_a_file_is_said(page, tmp_path):
+    for name, kind, text in (
+        ("v1_fast", b"LUMA", "lacks luma, chroma, and shapes"),
+        ("v1_compact_blocks", b"POSI", "has 299 of 300 Gaussians and lacks sizes"),
+        ("v1_compact_levels", b"HEAD", "has 1 of 2 levels."),
+        ("v1_compact_levels", b"SHAP", "lacks shapes."),
+        ("v1_seeds", b"OFFS", "lacks offsets"),
+    ):
+        data = (GOLDEN / f"{name}.gi").read_bytes()
+        last = [frame for frame in frames(data)[0] if frame.type == kind][-1]
+        (tmp_path / "begin.gi").write_bytes(data[: last.begin + 1])
+        assert show(page, tmp_path / "begin.gi")
+        note = page.locator("#note").text_content()
+        assert note.startswith(f"This file ends early, so the picture is coarser: it {text}"), name
+    (tmp_path / "begin.gi").write_bytes((GOLDEN / "v1_fast.gi").read_bytes()[:-1])
+    show(page, tmp_path / "begin.gi")
+    note = "This file ends early, but all of its Gaussians are there."
+    assert page.locator("#note").text_content() == note
+    show(page, GOLDEN / "v1_fast.gi")
+    assert not page.locator("#note").is_visible()
 
 
 def beginning(data: bytes) -> bytes:
@@ -445,7 +579,11 @@ def test_dropped_files(page):
         (b"\x89PNG", "bad.gi: is not a file of Gaussians: it begins otherwise"),
         (
             (GOLDEN / "v1_fast.gi").read_bytes()[:300],
-            "bad.gi: is damaged: it ends early, after 1 chunks",
+            "bad.gi: is only the beginning of a file, and ends before any Gaussian can be drawn",
+        ),
+        (
+            (GOLDEN / "v1_fast.gi").read_bytes()[:30],
+            "bad.gi: is damaged: it ends before its first chunk does",
         ),
     ):
         page.evaluate("file => drop([file])", [base64.b64encode(data).decode(), "bad.gi", ""])

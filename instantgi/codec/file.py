@@ -29,6 +29,7 @@ from instantgi.codec.header import (
 from instantgi.codec.index import (
     GRID,
     HEAD,
+    LUMA_PLANE,
     NETS,
     NUM_PARTS,
     PADDING,
@@ -48,7 +49,6 @@ from instantgi.points.seeds import SeedGrid
 from instantgi.render.draw import draw_part
 from instantgi.representations import Level, Levels, Mixture, Representation, Seeds, flat
 
-LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
 GRAY = 0.25  # of colors times size, until colors are known
 
 

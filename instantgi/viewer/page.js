@@ -1,12 +1,16 @@
 // The page: a file, its picture, and the controls.
 
-import { FormatError } from "./bytes.js";
+import { FormatError, bytesOf } from "./bytes.js";
+import { Decoding } from "./decoding.js";
 import { Drawing, Unsupported } from "./draw.js";
-import { readFile } from "./file.js";
+import { gaussiansOf, readFile } from "./file.js";
 import { kindsOf } from "./numbers.js";
 import { View } from "./view.js";
 
-const KINDS = { POSI: "positions", SIZE: "+ sizes", LUMA: "+ luma", CHRO: "+ chroma", SHAP: "+ shapes" };
+const KINDS = {
+  POSI: "positions", SIZE: "sizes", LUMA: "luma", CHRO: "chroma", SHAP: "shapes",
+  FEAT: "features", SCAL: "scalings", OFFS: "offsets",
+};
 const INK = { ellipses: [1, 1, 1, 0.55], centers: [1, 0.82, 0.3, 0.9] };
 const GROUND = [0x0d / 255, 0x0e / 255, 0x10 / 255];
 
@@ -14,7 +18,7 @@ const find = (id) => document.getElementById(id);
 const canvas = find("canvas");
 const view = new View();
 const state = {
-  file: null, // what readFile found
+  file: null, // what readFile found; `gaussians` of its parts
   name: "",
   step: 1, // parts that are shown, or kinds of numbers
   count: Infinity, // the first so many Gaussians
@@ -28,32 +32,69 @@ let drawing = null;
 
 // --- files ---------------------------------------------------------------------------------------
 
-// Shows a file, or says in one line why not; what was shown before stays.
-function open(bytes, name) {
+const SHORT = 200; // ms of decoding of which nothing is said
+
+let decoding = null; // the file that is shown
+let opening = null; // the one that shall be
+
+// Shows a file, of bytes or a text in base64, or says in one line why not; what was shown before
+// stays. One that is opened meanwhile takes its place.
+async function open(data, name) {
+  opening?.end();
+  const mine = new Decoding((share) => {
+    if (opening === mine) find("share").value = share;
+  });
+  opening = mine;
+  find("share").value = 0;
+  find("progress-name").textContent = name;
+  const shown = setTimeout(() => (find("progress").hidden = false), SHORT);
   try {
-    const file = readFile(bytes);
-    file.byParts = file.parts.length > 1;
-    file.steps = file.byParts ? file.parts.length : file.parts[0].planes;
-    const parts = gaussiansOf(file, file.steps);
-    Object.assign(state, { file, name, step: file.steps, count: Infinity });
-    drawing?.setPicture({ ...file, parts });
+    const found = await mine.ask({ data });
+    if (!found) return false;
+    decoding?.end();
+    decoding = mine;
+    Object.assign(state, { file: withGaussians(found), name, step: found.file.steps, count: Infinity });
+    drawing?.setPicture(state.file);
+    showFile();
+    return true;
   } catch (error) {
+    if (decoding !== mine) mine.end();
     return complain(error, name);
+  } finally {
+    clearTimeout(shown);
+    if (opening === mine) opening = null;
+    if (!opening) find("progress").hidden = true;
   }
+}
+
+function withGaussians({ file, made }) {
+  return { ...file, parts: file.parts.map((part, i) => ({ ...part, gaussians: made[i] })) };
+}
+
+// Another choice of numbers, unless the slider has moved on.
+async function openStep(step) {
+  const mine = decoding;
+  try {
+    const found = await mine.ask({ step });
+    if (!found || mine !== decoding || step !== state.step) return;
+    state.file = withGaussians(found);
+    drawing?.setPicture(state.file);
+  } catch (error) {
+    complain(error, state.name);
+  }
+  invalidate();
+}
+
+function showFile() {
   if (drawing) say("message", ""); // else it says why there is no picture
   const { original, file } = state;
   if (original && !isOfSize(original, file)) setOriginal(null);
   view.show(file);
   describe();
   invalidate();
-  return true;
 }
 
 const isOfSize = (one, other) => one.width === other.width && one.height === other.height;
-
-function gaussiansOf(file, step) {
-  return file.parts.map(({ header, decode }) => ({ header, gaussians: decode(file.byParts ? undefined : step) }));
-}
 
 function complain(error, name) {
   const isOurs = error instanceof FormatError || error instanceof Unsupported;
@@ -71,7 +112,7 @@ function say(id, text) {
 async function openFile(file) {
   try {
     if (file.type.startsWith("image/")) await openOriginal(file, file.name);
-    else open(new Uint8Array(await file.arrayBuffer()), file.name);
+    else await open(new Uint8Array(await file.arrayBuffer()), file.name);
   } catch (error) {
     complain(error, file.name);
   }
@@ -102,26 +143,20 @@ function setOriginal(bitmap) {
   invalidate();
 }
 
-function bytesOf(base64) {
-  const text = atob(base64);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
-}
-
 // --- what is shown -------------------------------------------------------------------------------
 
 // How many Gaussians of each part: the first `count` of those parts that are shown.
 function counts() {
   const { file, step } = state;
   let left = state.count;
-  return file.parts.map(({ header }, i) => {
-    const shown = file.byParts && i >= step ? 0 : Math.min(header.num, left);
+  return file.parts.map(({ num }, i) => {
+    const shown = file.byParts && i >= step ? 0 : Math.min(num, left);
     left -= shown;
     return shown;
   });
 }
 
+const LIST = new Intl.ListFormat("en");
 const numberOf = (value) => value.toLocaleString("en");
 
 function sizeText(bytes) {
@@ -147,16 +182,29 @@ function describe() {
   find("step-box").hidden = file.steps < 2;
   find("step").max = file.steps;
   find("step-name").textContent = file.renderer === "levels" ? "Level" : "Stage";
-  const notes = [];
+  const notes = file.isWhole ? [] : [beginningText(file)];
   if (drawing?.isHalf) notes.push("This graphics card adds in half precision: colors are off by a level or two.");
   if (![1, 3, 4].includes(file.channels)) notes.push(`${file.channels} channels; the first ${Math.min(3, file.channels)} are shown.`);
   if (file.hasColorProfile) notes.push("The file has a color profile; its values are shown as if they were sRGB.");
   say("note", notes.join(" "));
 }
 
+// What there is of a file that ends early.
+function beginningText({ num, parts, all, renderer }) {
+  if (parts.length === all.parts && parts.at(-1).isWhole) return "This file ends early, but all of its Gaussians are there.";
+  const kind = renderer === "levels" ? "levels" : "stages";
+  const found = [];
+  if (parts.length < all.parts) found.push(`${parts.length} of ${all.parts} ${kind}`);
+  if (num < all.num) found.push(`${numberOf(num)} of ${numberOf(all.num)} Gaussians`);
+  const has = found.length ? [`has ${found.join(" and ")}`] : [];
+  const missing = parts.at(-1).missing.map((kind) => KINDS[kind]);
+  if (missing.length) has.push(`lacks ${LIST.format(missing)}`);
+  return `This file ends early, so the picture is coarser: it ${has.join(" and ")}.`;
+}
+
 function stepText() {
   const { file, step } = state;
-  return file.byParts ? `${step} of ${file.steps}` : KINDS[kindsOf(file.channels)[step - 1]];
+  return file.byParts ? `${step} of ${file.steps}` : `${step > 1 ? "+ " : ""}${KINDS[kindsOf(file.channels)[step - 1]]}`;
 }
 
 // The controls as the state has them.
@@ -174,7 +222,7 @@ function showControls() {
     find("split").querySelector(".after").textContent = state.errors ? "Error" : "Gaussians";
   }
   if (!file) return;
-  const most = file.parts.reduce((sum, { header }, i) => sum + (file.byParts && i >= state.step ? 0 : header.num), 0);
+  const most = file.parts.reduce((sum, { num }, i) => sum + (file.byParts && i >= state.step ? 0 : num), 0);
   find("count").max = most;
   find("count").value = Math.min(state.count, most);
   find("count-text").textContent = numberOf(Math.min(state.count, most));
@@ -284,7 +332,7 @@ function startDrawing() {
     return;
   }
   if (!state.file) return;
-  drawing.setPicture({ ...state.file, parts: gaussiansOf(state.file, state.step) });
+  drawing.setPicture(state.file);
   drawing.setOriginal(state.original);
 }
 
@@ -438,9 +486,8 @@ find("count").oninput = ({ target }) => {
 };
 find("step").oninput = ({ target }) => {
   state.step = Number(target.value);
-  const { file, step } = state;
-  if (!file.byParts) drawing?.setPicture({ ...file, parts: gaussiansOf(file, step) });
-  invalidate();
+  if (state.file.byParts) invalidate();
+  else openStep(state.step);
 };
 find("open").onclick = () => find("files").click();
 find("files").onchange = async ({ target }) => {
@@ -471,7 +518,7 @@ async function start() {
   startDrawing();
   const given = JSON.parse(find("given").textContent);
   find("empty").hidden = Boolean(given.file);
-  if (given.file && open(bytesOf(given.file), given.name) && given.original) {
+  if (given.file && (await open(given.file, given.name)) && given.original) {
     await openOriginal(new Blob([bytesOf(given.original)]), given.originalName).catch((error) => complain(error, given.originalName));
   }
 }
@@ -480,11 +527,12 @@ async function start() {
 globalThis.instantgi = {
   ready: start(),
   open,
-  decode: (bytes) => readFile(bytes).parts.map((part) => part.decode()),
+  decode: (bytes) => gaussiansOf(readFile(bytes)),
   openOriginal: (bytes, name) => openOriginal(new Blob([bytes]), name),
   state,
   view,
   redraw: invalidate,
-  gaussians: () => gaussiansOf(state.file, state.step).map(({ gaussians }) => gaussians),
+  idle: () => decoding?.isIdle, // once what was asked for is decoded
+  gaussians: () => state.file.parts.map(({ gaussians }) => gaussians),
   pixels: (x, y, width, height, scale) => drawing.pixels(counts(), x, y, width, height, scale),
 };
