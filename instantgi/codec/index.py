@@ -182,7 +182,7 @@ class Index:
                 if not part.is_whole:
                     raise FormatError("is damaged: a part ends early, and another follows")
             if not whole and len(self.parts) > 1 and not self.parts[-1].has_luma():
-                self.parts.pop()  # it has nothing to show yet, but a size, and a level its lowest value
+                self.parts.pop()  # nothing to show yet, but a size, and as a level its lowest value
                 last, end = self.parts[-1].header, None
         self.profile, self.steps, self.renderer = last.profile, last.steps, last.renderer
         self.height, self.width, self.channels = last.height, last.width, last.channels

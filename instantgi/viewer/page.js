@@ -90,9 +90,13 @@ function showFile() {
   const { original, file } = state;
   if (original && !isOfSize(original, file)) setOriginal(null);
   view.show(file);
+  [cost, slowness, losses] = [0, 0, 0];
   describe();
-  invalidate();
+  if (isMuchForSoftware()) invalidate();
+  else move(); // and then at rest, without the time that shaders take to be compiled
 }
+
+const isMuchForSoftware = () => Boolean(drawing?.isSoftware) && state.file.num > MANY;
 
 const isOfSize = (one, other) => one.width === other.width && one.height === other.height;
 
@@ -131,6 +135,10 @@ async function openOriginal(blob, name) {
   }
   if (drawing) say("message", "");
   setOriginal(bitmap);
+  if (drawing && !drawing.canCompare()) {
+    setOriginal(null);
+    throw new FormatError(`has ${bitmap.width}x${bitmap.height} pixels, more than this graphics card compares`);
+  }
 }
 
 function setOriginal(bitmap) {
@@ -182,10 +190,22 @@ function describe() {
   find("step-box").hidden = file.steps < 2;
   find("step").max = file.steps;
   find("step-name").textContent = file.renderer === "levels" ? "Level" : "Stage";
+  showNotes();
+}
+
+// What is not as it should be, in the file or in this browser.
+function showNotes() {
+  const { file } = state;
   const notes = file.isWhole ? [] : [beginningText(file)];
   if (drawing?.isHalf) notes.push("This graphics card adds in half precision: colors are off by a level or two.");
   if (![1, 3, 4].includes(file.channels)) notes.push(`${file.channels} channels; the first ${Math.min(3, file.channels)} are shown.`);
   if (file.hasColorProfile) notes.push("The file has a color profile; its values are shown as if they were sRGB.");
+  if (losses > 1) notes.push("This graphics card gives up on the whole picture: it is drawn in blocks.");
+  else if (isMuchForSoftware() && !slowness) notes.push("There is no graphics card to draw so many Gaussians with: it takes a while.");
+  else if (slowness) {
+    const who = drawing?.isSoftware ? "There is no graphics card to draw with" : "This is much for this graphics card";
+    notes.push(`${who}: a whole picture takes about ${(slowness / 1000).toFixed(0)} s. While it moves it is drawn in blocks.`);
+  }
   say("note", notes.join(" "));
 }
 
@@ -233,6 +253,8 @@ function showControls() {
 // --- drawing -------------------------------------------------------------------------------------
 
 const PATIENCE = 60; // ms that a frame may take while something moves
+const MANY = 100_000; // Gaussians, without a graphics card
+const SLOW = 1500; // ms of a frame at rest of which a note is made
 
 let isDue = false;
 let isMoving = false;
@@ -240,6 +262,8 @@ let resting = 0; // a timer
 let fence = null;
 let cost = 0; // ms of a frame without blocks, about
 let hasFailed = false; // the last frame, and the message says so
+let slowness = 0; // ms of a slow frame of this file
+let losses = 0; // of the graphics card, while it drew this file
 
 // Draws once, at the next frame, or as soon as the graphics card is done with the one before.
 function invalidate() {
@@ -263,8 +287,8 @@ function move() {
 function drawFrame() {
   isDue = false;
   if (!drawing || !state.file) return;
-  const began = performance.now();
-  const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : 1;
+  const frame = { began: performance.now(), atRest: !isMoving };
+  const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : leastBlocks();
   try {
     const dots = devicePixelRatio;
     drawing.draw(view.corner(), {
@@ -282,27 +306,35 @@ function drawFrame() {
   const { gl } = drawing;
   fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
-  awaitFence(began, blocks);
+  awaitFence({ ...frame, blocks });
 }
+
+// A picture that the graphics card has given up on twice is not drawn as a whole again.
+const leastBlocks = () => (losses > 1 ? Math.min(4 * (losses - 1), 12) : 1);
 
 const channel = new MessageChannel(); // a timer would wait for 4 ms
 
-function awaitFence(began, blocks) {
+function awaitFence(frame) {
   const { gl } = drawing;
   channel.port1.onmessage = () => {
-    if (!gl.isContextLost() && gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
+    if (!fence || gl.isContextLost()) return; // the page hears of it, and draws again
+    if (gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
       channel.port2.postMessage(null);
       return;
     }
     gl.deleteSync(fence);
     fence = null;
-    finishFrame(performance.now() - began, blocks);
+    finishFrame(performance.now() - frame.began, frame);
   };
   channel.port2.postMessage(null);
 }
 
-function finishFrame(milliseconds, blocks) {
+function finishFrame(milliseconds, { blocks, atRest }) {
   cost = milliseconds * blocks ** 2;
+  if (atRest && blocks === 1 && milliseconds > SLOW !== slowness > 0) {
+    slowness = milliseconds > SLOW ? milliseconds : 0;
+    showNotes();
+  }
   find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
   if (isDue) requestAnimationFrame(drawFrame);
   else if (!isMoving) scheduleQuality();
@@ -313,6 +345,7 @@ let timer = 0;
 // The PSNR is of the whole picture: once nothing moves.
 function scheduleQuality() {
   clearTimeout(timer);
+  if (leastBlocks() > 1) return;
   timer = setTimeout(() => {
     try {
       const compared = drawing?.compare(counts());
@@ -331,21 +364,32 @@ function startDrawing() {
     complain(error, "");
     return;
   }
-  if (!state.file) return;
-  drawing.setPicture(state.file);
-  drawing.setOriginal(state.original);
+}
+
+// All again, on a graphics card that has forgotten it.
+function restoreDrawing() {
+  startDrawing();
+  if (!drawing || !state.file) return;
+  try {
+    drawing.setPicture(state.file);
+    drawing.setOriginal(state.original);
+  } catch (error) {
+    complain(error, state.name);
+  }
+  showNotes();
+  invalidate();
 }
 
 canvas.addEventListener("webglcontextlost", (event) => {
   event.preventDefault();
   drawing = null;
+  if (fence) losses += 1; // it drew
   fence = null;
   say("message", "The graphics card has dropped this page; waiting for it.");
 });
 canvas.addEventListener("webglcontextrestored", () => {
   say("message", "");
-  startDrawing();
-  invalidate();
+  restoreDrawing();
 });
 
 new ResizeObserver(([entry]) => {
