@@ -613,6 +613,80 @@ def test_everything_has_a_name(page):
     assert unnamed == []
 
 
+CONTRASTS = """() => {
+  const rgb = (text) => {
+    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return { light: [r, g, b], a };
+  };
+  const over = ({ light, a }, below) => light.map((value, i) => a * value + (1 - a) * below[i]);
+  const luminance = (light) => {
+    const linear = light.map((value) => value / 255)
+      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const contrast = (a, b) => {
+    const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05);
+  };
+  // Behind an element, where the picture shows through it `picture`.
+  const ground = (element, picture) => {
+    if (!element || element.id === "stage") return picture;
+    const own = rgb(getComputedStyle(element).backgroundColor);
+    return own.a === 1 ? own.light : over(own, ground(element.parentElement, picture));
+  };
+  const worst = (element, color) => Math.min(...[0, 255].map((gray) => {
+    const below = ground(element, element.closest("#stage") ? [gray, gray, gray] : [13, 14, 16]);
+    return contrast(over(color, below), below);
+  }));
+  document.querySelectorAll("[hidden]").forEach((each) => (each.hidden = false));
+  for (const id of ["message", "note"]) document.getElementById(id).textContent = "x";
+  const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+  const colorOf = (each) => rgb(getComputedStyle(each).color);
+  return [...document.querySelectorAll("header *, main *, footer *")]
+    .filter((each) => [...each.childNodes].some(isText) && !each.matches("#keys, #empty, #empty *"))
+    .map((each) => [each.id || each.textContent.trim(), worst(each, colorOf(each))]);
+}"""
+
+
+def test_text_can_be_read(browser, home):
+    """Against whatever picture shows through: 4.5 is what WCAG 2 asks for."""
+    page = open_page(browser, home, 900, 700, reduced_motion="reduce")
+    page.get_by_role("button", name="Centers").click()
+    found = page.evaluate(CONTRASTS)
+    assert {"name", "time", "message", "note", "centers", "count-text"} <= dict(found).keys()
+    assert len(found) > 20
+    assert [each for each in found if each[1] < 4.5] == []
+    page.context.close()
+
+
+def test_every_control_is_reached_by_tab_and_seen(browser, home):
+    page = open_page(browser, home, 900, 700, reduced_motion="reduce")
+    wanted = page.evaluate(
+        "[...document.querySelectorAll('button, input, canvas, [role=slider]')]"
+        ".filter((each) => each.checkVisibility()).map((each) => each.id)"
+    )
+    reached = []
+    for _ in wanted:
+        page.keyboard.press("Tab")
+        name, style, width, color, transition = page.evaluate(
+            "(() => { const each = document.activeElement, style = getComputedStyle(each);"
+            " return [each.id, style.outlineStyle, parseFloat(style.outlineWidth),"
+            " style.outlineColor, style.transitionDuration]; })()"
+        )
+        assert (style, width, color) == ("solid", 2, "rgb(142, 203, 255)"), name
+        assert transition == "0s", name  # the reader prefers no motion
+        reached.append(name)
+    assert sorted(reached) == sorted(wanted) and len(wanted) >= 13
+    page.context.close()
+
+
+def test_escape_hides_what_is_written_over_the_picture(page):
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "!document.getElementById('message').hidden")
+    page.keyboard.press("Escape")
+    assert message(page) == ""
+
+
 # --- other windows and machines ----------------------------------------------------------------
 
 

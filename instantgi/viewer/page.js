@@ -113,6 +113,11 @@ function say(id, text) {
   find(id).hidden = !text;
 }
 
+// What has been read goes, unless it says why there is no picture.
+function hideLines() {
+  if (drawing && !hasFailed) for (const id of ["message", "note"]) find(id).hidden = true;
+}
+
 async function openFile(file) {
   try {
     if (file.type.startsWith("image/")) await openOriginal(file, file.name);
@@ -184,7 +189,8 @@ function describe() {
     `${file.width} × ${file.height}`, `${numberOf(file.num)} Gaussians`, sizeText(file.numBytes),
     `${bpp.toFixed(bpp < 1 ? 3 : 2)} bpp`, file.profile, ...(file.renderer === "sum" ? [] : [file.renderer]),
   ];
-  find("facts").replaceChildren(...facts.map((text) => Object.assign(document.createElement("span"), { textContent: text })));
+  const spans = facts.map((text) => Object.assign(document.createElement("span"), { textContent: text }));
+  find("facts").replaceChildren(...spans.flatMap((span) => [span, " "])); // read as words of their own
   canvas.setAttribute("aria-label", `${name}: a picture of ${file.width} by ${file.height} pixels, drawn from ${file.num} Gaussians`);
   find("empty").hidden = true;
   find("step-box").hidden = file.steps < 2;
@@ -248,6 +254,7 @@ function showControls() {
   find("count-text").textContent = numberOf(Math.min(state.count, most));
   find("step").value = state.step;
   find("step-text").textContent = file.steps > 1 ? stepText() : "";
+  find("step").setAttribute("aria-valuetext", find("step-text").textContent);
 }
 
 // --- drawing -------------------------------------------------------------------------------------
@@ -423,6 +430,7 @@ function middle() {
 
 canvas.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
+  hideLines();
   canvas.setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, place(event));
   canvas.classList.add("moving");
@@ -472,6 +480,7 @@ const KEYS = {
   "-": () => zoomTo(view.scale / 1.5),
   0: fit,
   1: () => zoomTo(1),
+  Escape: hideLines,
 };
 const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
