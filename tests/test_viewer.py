@@ -810,9 +810,27 @@ def test_slow_drawing_is_said(browser, home, tmp_path):
     # as if each frame took two seconds: the time of a frame is taken by this clock
     page.evaluate("() => { let now = 0; performance.now = () => (now += 2000); }")
     show(page, tmp_path / "slow.gi")
-    until(page, "document.getElementById('note').textContent.includes('in blocks')")
+    until(page, "document.getElementById('note').textContent.includes('it is coarse')")
     text = "There is no graphics card to draw with: a whole picture takes about 2 s"
     assert page.locator("#note").text_content().startswith(text)
+    page.context.close()
+
+
+def test_many_gaussians_without_a_graphics_card_are_drawn_at_rest(browser, home):
+    page = open_page(browser, home, 900, 700)
+    page.evaluate("instantgi.state.split = null; instantgi.redraw()")
+    page.wait_for_timeout(500)
+    page.evaluate("instantgi.state.file.num = 1_000_000")
+    before = page.evaluate("instantgi.view.corner().x")
+    page.locator("canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    until(page, "document.getElementById('canvas').style.transform !== ''")
+    moved = page.evaluate("instantgi.view.corner().x") - before
+    box, stage = page.locator("canvas").bounding_box(), page.locator("#stage").bounding_box()
+    assert abs(box["x"] - stage["x"] - moved) < 1 and moved < -50
+    until(page, "document.getElementById('canvas').style.transform === ''")
+    assert page.failures == []
     page.context.close()
 
 

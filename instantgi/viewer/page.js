@@ -210,7 +210,7 @@ function showNotes() {
   else if (isMuchForSoftware() && !slowness) notes.push("There is no graphics card to draw so many Gaussians with: it takes a while.");
   else if (slowness) {
     const who = drawing?.isSoftware ? "There is no graphics card to draw with" : "This is much for this graphics card";
-    notes.push(`${who}: a whole picture takes about ${(slowness / 1000).toFixed(0)} s. While it moves it is drawn in blocks.`);
+    notes.push(`${who}: a whole picture takes about ${(slowness / 1000).toFixed(0)} s. While it moves it is coarse.`);
   }
   say("note", notes.join(" "));
 }
@@ -269,6 +269,7 @@ let resting = 0; // a timer
 let fence = null;
 let cost = 0; // ms of a frame without blocks, about
 let hasFailed = false; // the last frame, and the message says so
+let drawn = null; // where the picture's corner was on the canvas, in the last frame
 let slowness = 0; // ms of a slow frame of this file
 let losses = 0; // of the graphics card, while it drew this file
 
@@ -294,6 +295,7 @@ function move() {
 function drawFrame() {
   isDue = false;
   if (!drawing || !state.file) return;
+  if (isMoving && isMuchForSoftware()) return moveCanvas(); // and draw at rest
   const frame = { began: performance.now(), atRest: !isMoving };
   const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : leastBlocks();
   try {
@@ -308,12 +310,23 @@ function drawFrame() {
     complain(error, state.name);
     return;
   }
+  drawn = view.corner();
+  canvas.style.transform = "";
   if (hasFailed) say("message", "");
   hasFailed = false;
   const { gl } = drawing;
   fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
   awaitFence({ ...frame, blocks });
+}
+
+// What has been drawn, to where it would be drawn now.
+function moveCanvas() {
+  if (!drawn) return;
+  const [now, share] = [view.corner(), canvas.clientWidth / canvas.width];
+  const grown = now.scale / drawn.scale;
+  const [x, y] = [now.x - grown * drawn.x, now.y - grown * drawn.y];
+  canvas.style.transform = `translate(${x * share}px, ${y * share}px) scale(${grown})`;
 }
 
 // A picture that the graphics card has given up on twice is not drawn as a whole again.
@@ -415,7 +428,7 @@ new ResizeObserver(([entry]) => {
 const pointers = new Map(); // where each one is, canvas pixels
 
 function place(event) {
-  const box = canvas.getBoundingClientRect();
+  const box = find("stage").getBoundingClientRect(); // the canvas itself may be moved
   const dots = canvas.width / box.width;
   return { x: (event.clientX - box.left) * dots, y: (event.clientY - box.top) * dots };
 }
