@@ -333,6 +333,7 @@ WATCHED = """async (text) => {
   };
   requestAnimationFrame(tick);
   await instantgi.open(bytes, "large.gi");
+  instantgi.state.count = 100; // to draw them all takes seconds here
   isOpen = true;
   const whole = performance.now() - began;
   const flat = (made) => made.flatMap(({ geometry, colors }) => [geometry, colors]);

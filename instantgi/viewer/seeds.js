@@ -102,8 +102,8 @@ function share(a, b, c) {
   return Number((BigInt(a) * BigInt(b)) / BigInt(c));
 }
 
-// x and y of every seed, in 1/128 px, one after the other.
-function placesOf({ num, random }, width, height) {
+// x and y of the first `held` seeds, in 1/128 px, one after the other.
+function placesOf({ num, random }, held, width, height) {
   const root = squareRootOf(share(4 * num, width, height));
   const columns = Math.min(Math.max(Math.floor((root + 1) / 2), 1), num);
   const rows = Math.ceil(num / columns);
@@ -118,8 +118,8 @@ function placesOf({ num, random }, width, height) {
     const length = share(e + 1, total, excess) - begin;
     dropped.add(begin + (((high % length) * (2 ** 32 % length) + (low % length)) % length));
   }
-  const places = new Float64Array(2 * num);
-  for (let cell = 0, at = 0; cell < total; cell++) {
+  const places = new Float64Array(2 * held);
+  for (let cell = 0, at = 0; at < 2 * held; cell++) {
     if (dropped.has(cell)) continue;
     const [, jitter] = hash(cell, 0);
     const column = cell % columns;
@@ -289,7 +289,7 @@ export function decodeSeeds(header, blocks, picture, networksPayload, { geometry
   const { width, height, channels } = picture;
   const held = blocks.reduce((sum, { num }) => sum + num, 0);
   const nets = readNetworks(networksPayload, header, picture);
-  const places = placesOf(header, width, height);
+  const places = placesOf(header, held, width, height);
   const { features, perSeed, bases } = header;
   const halfOf = (seeds) => (seeds * perSeed) / 2;
   const known = (n) => report(halfOf(n));
