@@ -799,6 +799,8 @@ def test_more_than_the_graphics_card_can_hold_is_refused(browser, home, tmp_path
     page.evaluate("globalThis.isFull = true")
     assert not show(page, GOLDEN / "v1_fast.gi")
     assert message(page).startswith("This graphics card has no memory left for 150 Gaussians")
+    assert page.locator("#name").text_content() == "many.gi"  # and what was shown stays
+    assert distance(pixels_of(page, 20, 200), expected_pixels(path)[:, :200]) <= 1
     page.context.close()
 
 

@@ -51,10 +51,11 @@ async function open(data, name) {
   try {
     const found = await mine.ask({ data });
     if (!found) return false;
+    const file = withGaussians(found);
+    drawing?.setPicture(file);
     decoding?.end();
     decoding = mine;
-    Object.assign(state, { file: withGaussians(found), name, step: found.file.steps, count: Infinity });
-    drawing?.setPicture(state.file);
+    Object.assign(state, { file, name, step: file.steps, count: Infinity });
     showFile();
     return true;
   } catch (error) {
