@@ -1144,6 +1144,16 @@ def test_a_part_without_its_colors_does_not_show():
     assert coarse.stages == (130,)
 
 
+def test_a_level_without_colors_does_not_darken_those_before():
+    """What a level lacks is not 0 but its lowest value, below 0."""
+    data = encode(made_in_parts("levels"), 40, 60, profile="compact")
+    second = data.index(b"HEAD", data.index(b"HEAD") + 1)
+    chunk = data.index(b"LUMA", second) - 4
+    before, after = (open_file(data[:end], whole=False) for end in (second - 4, chunk))
+    assert (after.height, after.width) == (before.height, before.width)
+    assert torch.equal(after.render(), before.render())
+
+
 def test_levels_of_many_take_no_longer_at_points():
     levels = [Level(random_gaussians(3, 40, 60, seed=k), 40, 60) for k in range(12)]
     assert pixels(Levels(tuple(levels)), torch.rand(50, 2) * 40).shape == (50, 3)

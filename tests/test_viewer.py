@@ -18,11 +18,12 @@ from scenes import random_gaussians
 
 from instantgi.cli import main
 from instantgi.codec import encode, open_file
+from instantgi.codec.bitstream import frames
 from instantgi.gaussians import Gaussians
 from instantgi.images import to_8bit
 from instantgi.render.draw import draw
-from instantgi.representations import Levels, Mixture, flat
-from instantgi.viewer.view import FOLDER, joined_script, page_of
+from instantgi.representations import Levels, Mixture, Seeds, flat
+from instantgi.viewer.view import FOLDER, joined_scripts, page_of
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.gi"))
@@ -76,14 +77,15 @@ def open_page(browser: Any, home: Path, width: int, height: int, script: str = "
     ).new_page()
     page.failures = []
     page.on("pageerror", lambda error: page.failures.append(str(error)))
-    page.on("request", lambda request: page.failures.append(request.url))
+    # but for the page itself, and pictures and workers within it
+    within = ("file:", "data:", "blob:")
+    page.on(
+        "request",
+        lambda request: request.url.startswith(within) or page.failures.append(request.url),
+    )
     page.add_init_script(HELPERS + script)
     page.goto((home / "page.html").as_uri())
     page.evaluate("instantgi.ready")
-    # the page itself, and pictures within it
-    page.failures = [
-        url for url in page.failures if not url.startswith(("file:", "data:", "blob:"))
-    ]
     return page
 
 
@@ -153,10 +155,11 @@ def distance(drawn: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_modules_are_joined_in_an_order_in_which_each_finds_the_others():
-    script = joined_script()
+    script = "\n".join(joined_scripts().values())
     names = re.findall(r"^const \$(\w+) = \(\(\) => \{$", script, re.M)
     assert sorted(names) == sorted(path.stem for path in FOLDER.glob("*.js"))
     assert names[-1] == "page"
+    assert "document" not in joined_scripts()["/*DECODER*/"]  # of which a worker has none
     assert not re.search(r"^(import|export)\b", script, re.M) and "</script" not in script
 
 
@@ -280,13 +283,15 @@ def test_mixture_counts_equal_weights_together(page, tmp_path):
 def test_page_refuses_what_python_refuses(page):
     def is_read(path: Path) -> bool:
         try:
-            open_file(path).made()
+            file = open_file(path, whole=False)
+            return len(file.gaussians()) > 0 or file.is_whole
         except ValueError:
             return False
-        return True
 
     data = [base64.b64encode(path.read_bytes()).decode() for path in CORPUS]
-    found = page.evaluate("all => all.map((data) => instantgi.open(bytesOf(data), 'x'))", data)
+    is_opened = "(data) => { try { return Boolean(instantgi.decode(bytesOf(data))); }"
+    is_opened += " catch { return false; } }"
+    found = page.evaluate(f"all => all.map({is_opened})", data)
     assert found == [is_read(path) for path in CORPUS]
 
 
@@ -314,6 +319,91 @@ def test_window_shows_the_pixels_of_decode(page):
     clip = {"x": box["x"] + corner["x"], "y": box["y"] + corner["y"], "width": 50, "height": 37}
     shot = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))))
     assert distance(shot, expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+
+
+# --- decoding ----------------------------------------------------------------------------------
+
+WATCHED = """async (text) => {
+  const bytes = bytesOf(text), shares = [], progress = document.getElementById("progress");
+  const began = performance.now();
+  let before = began, longest = 0, isOpen = false;
+  const tick = () => {
+    longest = Math.max(longest, performance.now() - before);
+    before = performance.now();
+    if (progress.checkVisibility()) shares.push(progress.querySelector("progress").value);
+    if (!isOpen) requestAnimationFrame(tick);
+  };
+  requestAnimationFrame(tick);
+  await instantgi.open(bytes, "large.gi");
+  instantgi.state.count = 100; // to draw them all takes seconds here
+  isOpen = true;
+  const whole = performance.now() - began;
+  const flat = (made) => made.flatMap(({ geometry, colors }) => [geometry, colors]);
+  const [found, expected] = [instantgi.gaussians(), instantgi.decode(bytes)].map(flat);
+  const isSame = expected.every((field, i) => field.every((value, n) => value === found[i][n]));
+  return { longest, whole, shares, isSame, isHidden: progress.hidden };
+}"""
+
+
+@pytest.fixture(scope="module")
+def large() -> str:
+    scene = random_gaussians(300_000, 900, 1200, seed=1)
+    return base64.b64encode(encode(scene, 900, 1200)).decode()
+
+
+def test_page_stays_awake_while_it_decodes(page, large):
+    found = page.evaluate(WATCHED, large)
+    assert found["isSame"] and found["isHidden"]
+    assert found["longest"] < found["whole"] / 3  # between two frames
+    shares = found["shares"]
+    assert shares == sorted(shares) and len(set(shares)) >= 3
+
+
+def test_a_file_that_is_opened_meanwhile_takes_its_place(page, large):
+    small = base64.b64encode((GOLDEN / "v1_fast.gi").read_bytes()).decode()
+    found = page.evaluate(
+        "texts => Promise.all(texts.map((text, i) => instantgi.open(bytesOf(text), `${i}.gi`)))",
+        [large, small],
+    )
+    assert found == [False, True]
+    assert page.locator("#name").text_content() == "1.gi" and message(page) == ""
+    assert not page.locator("#progress").is_visible()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "delete globalThis.Worker",
+        "globalThis.Worker = class extends Worker { constructor() { super('data:,') } }",
+    ],
+    ids=["there are none", "the browser refuses it"],
+)
+def test_page_decodes_without_workers(browser, home, script):
+    page = open_page(browser, home, 800, 600, script)
+    assert distance(pixels_of(page, 37, 50), expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+    page.locator("#step").fill("2")
+    page.evaluate("instantgi.idle()")
+    gray = pixels_of(page, 37, 50)[..., :3]
+    assert (gray == gray[..., :1]).all() and message(page) == ""
+    assert page.failures == []
+    page.context.close()
+
+
+def test_decoding_that_stops_says_so(browser, home):
+    script = """globalThis.Worker = class extends Worker {
+      postMessage(question) {
+        if (!globalThis.isFull) return super.postMessage(question);
+        this.dispatchEvent(new ErrorEvent("error", { message: "out of memory" }));
+      }
+    }"""
+    page = open_page(browser, home, 800, 600, script)
+    page.evaluate("globalThis.isFull = true")
+    assert not show(page, GOLDEN / "v1_fast.gi")
+    assert message(page) == "v1_fast.gi: cannot be shown (out of memory)"
+    assert page.locator("#name").text_content() == "v1_compact.gi"
+    page.evaluate("globalThis.isFull = false")
+    assert show(page, GOLDEN / "v1_fast.gi") and message(page) == ""
+    page.context.close()
 
 
 # --- controls ----------------------------------------------------------------------------------
@@ -367,6 +457,7 @@ def test_sliders_show_fewer_gaussians(page):
     assert distance(pixels_of(page, 37, 50), expected) <= 1
     page.locator("#step").fill("2")
     assert page.locator("#step-text").text_content() == "+ sizes"
+    page.evaluate("instantgi.idle()")
     gray = pixels_of(page, 37, 50)[..., :3]
     assert (gray == gray[..., :1]).all()
 
@@ -376,6 +467,7 @@ def test_steps_are_what_the_beginning_of_a_file_is(page, tmp_path, name):
     path = GOLDEN / f"{name}.gi"
     show(page, path)
     page.locator("#step").fill("1")
+    page.evaluate("instantgi.idle()")
     begin = tmp_path / "begin.gi"
     begin.write_bytes(beginning(path.read_bytes()))
     made = open_file(begin, whole=False).made()
@@ -383,6 +475,49 @@ def test_steps_are_what_the_beginning_of_a_file_is(page, tmp_path, name):
     step = size.width / 50, size.height / 37  # a level is shown in the size of the picture
     expected = 255 * draw(made, 37, 50, step=step).clamp(0, 1).permute(1, 2, 0).numpy()
     assert distance(pixels_of(page, 37, 50), expected) <= 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_beginning_of_a_file_is_drawn_as_decode_does(page, tmp_path, path):
+    """Cut in the middle of chunks, of some of them."""
+    data, begin = path.read_bytes(), tmp_path / "begin.gi"
+    cuts = [frame.begin + 1 for frame in frames(data)[0][1:]]
+    for cut in cuts[:: -(-len(cuts) // 4)]:
+        begin.write_bytes(data[:cut])
+        file = open_file(begin, whole=False)
+        num = len(file.gaussians())
+        assert show(page, begin) == (num > 0)
+        if not num:
+            text = "is only the beginning of a file, and ends before any Gaussian can be drawn"
+            assert message(page) == f"begin.gi: {text}"
+            continue
+        expected = 255 * file.render().clamp(0, 1).permute(1, 2, 0).numpy()
+        assert distance(pixels_of(page, file.height, file.width), expected) <= 1
+        note = page.locator("#note").text_content()
+        assert note.startswith("This file ends early")
+        assert f" {num} of " in note or num == file.num_gaussians
+
+
+def test_what_is_missing_of_a_file_is_said(page, tmp_path):
+    for name, kind, text in (
+        ("v1_fast", b"LUMA", "lacks luma, chroma, and shapes"),
+        ("v1_compact_blocks", b"POSI", "has 299 of 300 Gaussians and lacks sizes"),
+        ("v1_compact_levels", b"HEAD", "has 1 of 2 levels."),
+        ("v1_compact_levels", b"SHAP", "lacks shapes."),
+        ("v1_seeds", b"OFFS", "lacks offsets"),
+    ):
+        data = (GOLDEN / f"{name}.gi").read_bytes()
+        last = [frame for frame in frames(data)[0] if frame.type == kind][-1]
+        (tmp_path / "begin.gi").write_bytes(data[: last.begin + 1])
+        assert show(page, tmp_path / "begin.gi")
+        note = page.locator("#note").text_content()
+        assert note.startswith(f"This file ends early, so the picture is coarser: it {text}"), name
+    (tmp_path / "begin.gi").write_bytes((GOLDEN / "v1_fast.gi").read_bytes()[:-1])
+    show(page, tmp_path / "begin.gi")
+    note = "This file ends early, but all of its Gaussians are there."
+    assert page.locator("#note").text_content().startswith(note)
+    show(page, GOLDEN / "v1_fast.gi")
+    assert "ends early" not in page.locator("#note").text_content()
 
 
 def beginning(data: bytes) -> bytes:
@@ -447,7 +582,11 @@ def test_dropped_files(page):
         (b"\x89PNG", "bad.gi: is not a file of Gaussians: it begins otherwise"),
         (
             (GOLDEN / "v1_fast.gi").read_bytes()[:300],
-            "bad.gi: is damaged: it ends early, after 1 chunks",
+            "bad.gi: is only the beginning of a file, and ends before any Gaussian can be drawn",
+        ),
+        (
+            (GOLDEN / "v1_fast.gi").read_bytes()[:30],
+            "bad.gi: is damaged: it ends before its first chunk does",
         ),
     ):
         page.evaluate("file => drop([file])", [base64.b64encode(data).decode(), "bad.gi", ""])
@@ -475,6 +614,80 @@ def test_everything_has_a_name(page):
         ".map((each) => each.outerHTML)"
     )
     assert unnamed == []
+
+
+CONTRASTS = """() => {
+  const rgb = (text) => {
+    const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return { light: [r, g, b], a };
+  };
+  const over = ({ light, a }, below) => light.map((value, i) => a * value + (1 - a) * below[i]);
+  const luminance = (light) => {
+    const linear = light.map((value) => value / 255)
+      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const contrast = (a, b) => {
+    const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05);
+  };
+  // Behind an element, where the picture shows through it `picture`.
+  const ground = (element, picture) => {
+    if (!element || element.id === "stage") return picture;
+    const own = rgb(getComputedStyle(element).backgroundColor);
+    return own.a === 1 ? own.light : over(own, ground(element.parentElement, picture));
+  };
+  const worst = (element, color) => Math.min(...[0, 255].map((gray) => {
+    const below = ground(element, element.closest("#stage") ? [gray, gray, gray] : [13, 14, 16]);
+    return contrast(over(color, below), below);
+  }));
+  document.querySelectorAll("[hidden]").forEach((each) => (each.hidden = false));
+  for (const id of ["message", "note"]) document.getElementById(id).textContent = "x";
+  const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+  const colorOf = (each) => rgb(getComputedStyle(each).color);
+  return [...document.querySelectorAll("header *, main *, footer *")]
+    .filter((each) => [...each.childNodes].some(isText) && !each.matches("#keys, #empty, #empty *"))
+    .map((each) => [each.id || each.textContent.trim(), worst(each, colorOf(each))]);
+}"""
+
+
+def test_text_can_be_read(browser, home):
+    """Against whatever picture shows through: 4.5 is what WCAG 2 asks for."""
+    page = open_page(browser, home, 900, 700, reduced_motion="reduce")
+    page.get_by_role("button", name="Centers").click()
+    found = page.evaluate(CONTRASTS)
+    assert {"name", "time", "message", "note", "centers", "count-text"} <= dict(found).keys()
+    assert len(found) > 20
+    assert [each for each in found if each[1] < 4.5] == []
+    page.context.close()
+
+
+def test_every_control_is_reached_by_tab_and_seen(browser, home):
+    page = open_page(browser, home, 900, 700, reduced_motion="reduce")
+    wanted = page.evaluate(
+        "[...document.querySelectorAll('button, input, canvas, [role=slider]')]"
+        ".filter((each) => each.checkVisibility()).map((each) => each.id)"
+    )
+    reached = []
+    for _ in wanted:
+        page.keyboard.press("Tab")
+        name, style, width, color, transition = page.evaluate(
+            "(() => { const each = document.activeElement, style = getComputedStyle(each);"
+            " return [each.id, style.outlineStyle, parseFloat(style.outlineWidth),"
+            " style.outlineColor, style.transitionDuration]; })()"
+        )
+        assert (style, width, color) == ("solid", 2, "rgb(142, 203, 255)"), name
+        assert transition == "0s", name  # the reader prefers no motion
+        reached.append(name)
+    assert sorted(reached) == sorted(wanted) and len(wanted) >= 13
+    page.context.close()
+
+
+def test_escape_hides_what_is_written_over_the_picture(page):
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "!document.getElementById('message').hidden")
+    page.keyboard.press("Escape")
+    assert message(page) == ""
 
 
 # --- other windows and machines ----------------------------------------------------------------
@@ -531,6 +744,97 @@ def test_page_draws_again_after_the_graphics_card_has_dropped_it(browser, home):
     page.evaluate("card.restoreContext()")
     until(page, "document.getElementById('message').hidden")
     assert distance(pixels_of(page, 37, 50), expected_pixels(GOLDEN / "v1_compact.gi")) <= 1
+    assert page.failures == []
+    page.context.close()
+
+
+def test_picture_that_the_graphics_card_gives_up_on_is_drawn_in_blocks(browser, home):
+    page = open_page(browser, home, 800, 600)
+    page.evaluate(
+        "globalThis.card = document.querySelector('canvas').getContext('webgl2')"
+        ".getExtension('WEBGL_lose_context')"
+    )
+    for _ in range(2):  # once may be anyone's fault
+        page.wait_for_timeout(300)
+        assert "in blocks" not in (page.locator("#note").text_content() or "")
+        page.evaluate("instantgi.redraw(); requestAnimationFrame(() => card.loseContext())")
+        until(page, "document.getElementById('message').textContent.includes('has dropped')")
+        page.evaluate("card.restoreContext()")
+        until(page, "document.getElementById('message').hidden")
+    until(page, "document.getElementById('note').textContent.includes('it is drawn in blocks')")
+    show(page, GOLDEN / "v1_fast.gi")
+    assert "in blocks" not in page.locator("#note").text_content()
+    assert page.failures == []
+    page.context.close()
+
+
+CARD = """{
+  const known = WebGL2RenderingContext.prototype.%s;
+  WebGL2RenderingContext.prototype.%s = function (...given) { %s };
+}"""
+
+
+def test_more_than_the_graphics_card_can_hold_is_refused(browser, home, tmp_path):
+    largest = "return given[0] === this.MAX_TEXTURE_SIZE ? 256 : known.apply(this, given)"
+    full = "return globalThis.isFull ? this.OUT_OF_MEMORY : known.call(this)"
+    script = CARD % ("getParameter", "getParameter", largest)
+    script += CARD % ("getError", "getError", full)
+    page = open_page(browser, home, 240, 320, script)
+    num = 140_000
+    gaussians = random_gaussians(num, 100, 100, scales=(0.1, 0.2)).map(lambda field: field.float())
+    path = tmp_path / "many.gi"
+    path.write_bytes(encode(Mixture(gaussians), 100, 100, profile="fast"))
+    show(page, path)
+    until(page, "!document.getElementById('message').hidden")
+    assert message(page).startswith("This mixture is more than this graphics card can hold")
+    page.locator("#count").fill("1000")
+    until(page, "document.getElementById('message').hidden")
+    written = io.BytesIO()
+    Image.new("RGB", (300, 20)).save(written, "PNG")
+    wide = random_gaussians(9, 20, 300).map(lambda field: field.float())
+    path.write_bytes(encode(wide, 20, 300))
+    show(page, path)
+    original = base64.b64encode(written.getvalue()).decode()
+    page.evaluate("file => drop([file])", [original, "wide.png", "image/png"])
+    until(page, "!document.getElementById('message').hidden")
+    assert message(page).startswith("wide.png: has 300x20 pixels, more than this graphics card")
+    page.evaluate("globalThis.isFull = true")
+    assert not show(page, GOLDEN / "v1_fast.gi")
+    assert message(page).startswith("This graphics card has no memory left for 150 Gaussians")
+    assert page.locator("#name").text_content() == "many.gi"  # and what was shown stays
+    assert distance(pixels_of(page, 20, 200), expected_pixels(path)[:, :200]) <= 1
+    page.context.close()
+
+
+def test_slow_drawing_is_said(browser, home, tmp_path):
+    page = open_page(browser, home, 900, 700)
+    scene = Gaussians(
+        torch.full((300, 2), 40.0), torch.tensor([[90.0, 0, 90]] * 300), torch.zeros(300, 1)
+    )
+    (tmp_path / "slow.gi").write_bytes(encode(scene, 80, 80, profile="fast"))
+    # as if each frame took two seconds: the time of a frame is taken by this clock
+    page.evaluate("() => { let now = 0; performance.now = () => (now += 2000); }")
+    show(page, tmp_path / "slow.gi")
+    until(page, "document.getElementById('note').textContent.includes('it is coarse')")
+    text = "There is no graphics card to draw with: a whole picture takes about 2 s"
+    assert page.locator("#note").text_content().startswith(text)
+    page.context.close()
+
+
+def test_many_gaussians_without_a_graphics_card_are_drawn_at_rest(browser, home):
+    page = open_page(browser, home, 900, 700)
+    page.evaluate("instantgi.state.split = null; instantgi.redraw()")
+    page.wait_for_timeout(500)
+    page.evaluate("instantgi.state.file.num = 1_000_000")
+    before = page.evaluate("instantgi.view.corner().x")
+    page.locator("canvas").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    until(page, "document.getElementById('canvas').style.transform !== ''")
+    moved = page.evaluate("instantgi.view.corner().x") - before
+    box, stage = page.locator("canvas").bounding_box(), page.locator("#stage").bounding_box()
+    assert abs(box["x"] - stage["x"] - moved) < 1 and moved < -50
+    until(page, "document.getElementById('canvas').style.transform === ''")
     assert page.failures == []
     page.context.close()
 

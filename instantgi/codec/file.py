@@ -29,6 +29,7 @@ from instantgi.codec.header import (
 from instantgi.codec.index import (
     GRID,
     HEAD,
+    LUMA_PLANE,
     NETS,
     NUM_PARTS,
     PADDING,
@@ -57,7 +58,6 @@ from instantgi.representations import (
     flat,
 )
 
-LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
 GRAY = 0.25  # of colors times size, until colors are known
 
 

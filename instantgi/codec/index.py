@@ -27,6 +27,7 @@ HEAD, PARTS, GRID, PADDING = b"HEAD", b"PART", b"GRID", b"padd"
 SEED, NETS = b"SEED", b"NETS"  # of the profile of seeds
 NUM_PARTS = struct.Struct("<B")
 MOST_PARTS = 32
+LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
 PER_BYTE = 2  # Gaussians, at most, of those whose first chunk is there
 METADATA = {"software": b"soft", "recipe": b"recp", "icc": b"icc ", "exif": b"exif"}
 
@@ -132,6 +133,11 @@ class Part:
             return sum(self.seeds.weight(block) for block in present)
         return sum(block.num_gaussians for block in present)
 
+    def has_luma(self) -> bool:
+        """Whether any block has, or all that it will ever have."""
+        least = min(LUMA_PLANE, len(self.header.kinds()))
+        return self.is_whole or any(len(found) >= least for found in self.planes.values())
+
 
 def _seeds_of(
     header: Header, needed: list[Frame], data: bytes
@@ -196,6 +202,9 @@ class Index:
             for part in self.parts[:-1]:
                 if not part.is_whole:
                     raise FormatError("is damaged: a part ends early, and another follows")
+            if not whole and len(self.parts) > 1 and not self.parts[-1].has_luma():
+                self.parts.pop()  # nothing to show yet, but a size, and as a level its lowest value
+                last, end = self.parts[-1].header, None
         self.profile, self.steps, self.renderer = last.profile, last.steps, last.renderer
         self.height, self.width, self.channels = last.height, last.width, last.channels
         self.num_gaussians = sum(part.header.num_gaussians for part in self.parts)

@@ -22,7 +22,16 @@ function crc32(bytes, begin, end) {
 
 export const viewOf = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-// The chunks of a whole file, {type, payload}, without the one that ends it, and the file's length.
+// The bytes of a text in base64.
+export function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+// The whole chunks of a file, {type, payload}, without the one that ends it; whether that is there,
+// or this is only the beginning of a file; and the file's length.
 export function readChunks(bytes) {
   if (bytes.length < 8 || SIGNATURE.some((value, i) => bytes[i] !== value)) {
     throw new FormatError("is not a file of Gaussians: it begins otherwise");
@@ -38,11 +47,11 @@ export function readChunks(bytes) {
     if (crc32(bytes, at + 4, end) !== view.getUint32(end, true)) {
       throw new FormatError(`is damaged: the checksum of its chunk '${type.trim()}' is wrong`);
     }
-    if (type === "END " && length === 0) return { chunks, numBytes: end + 4 };
+    if (type === "END " && length === 0) return { chunks, hasEnd: true, numBytes: end + 4 };
     chunks.push({ type, payload: bytes.subarray(at + 8, end) });
     at = end + 4;
   }
-  throw new FormatError(`is damaged: it ends early, after ${chunks.length} chunks`);
+  return { chunks, hasEnd: false, numBytes: bytes.length };
 }
 
 // The short number that begins there (LEB128, at most five bytes), and where it ends.

@@ -18,6 +18,7 @@ export class Drawing {
     this.gl = gl;
     this.format = floatFormat(gl);
     this.isHalf = this.format === gl.RGBA16F;
+    this.isSoftware = /swiftshader|llvmpipe|softpipe|software|basic render/i.test(nameOf(gl));
     this.programs = new Map();
     this.targets = new Map();
     this.empty = gl.createVertexArray();
@@ -33,11 +34,12 @@ export class Drawing {
   // `picture`: {width, height, channels, renderer, parts: [{header, gaussians}]}.
   setPicture(picture) {
     const { gl } = this;
-    this.picture?.parts.forEach(({ array, buffers }) => {
-      gl.deleteVertexArray(array);
-      buffers.forEach((buffer) => gl.deleteBuffer(buffer));
-    });
     const parts = picture.parts.map((part) => ({ ...part, ...upload(gl, part.gaussians) }));
+    if (gl.getError() === gl.OUT_OF_MEMORY) {
+      forget(gl, parts);
+      throw new Unsupported(`This graphics card has no memory left for ${picture.num} Gaussians.`);
+    }
+    forget(gl, this.picture?.parts ?? []);
     this.picture = { ...picture, parts };
     this.compared = null;
     this.levels = null;
@@ -320,6 +322,9 @@ export class Drawing {
   hold(texture, internal, format, type, values, each, columns) {
     const { gl } = this;
     const rows = Math.max(1, Math.ceil(values.length / each / columns));
+    if (rows > this.mostTexels) {
+      throw new Unsupported("This mixture is more than this graphics card can hold. Show fewer Gaussians, or a smaller part.");
+    }
     const padded = new values.constructor(rows * columns * each);
     padded.set(values);
     gl.bindTexture(gl.TEXTURE_2D, texture);
@@ -370,6 +375,12 @@ function floatFormat(gl) {
   }
   if (gl.getExtension("EXT_color_buffer_half_float")) return gl.RGBA16F;
   throw new Unsupported("This browser's WebGL2 cannot draw into floating point numbers, in which Gaussians are added.");
+}
+
+// Of what draws, where the browser says it.
+function nameOf(gl) {
+  const known = gl.getExtension("WEBGL_debug_renderer_info");
+  return String(gl.getParameter(known ? known.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
 }
 
 function texture(gl, filter) {
@@ -425,6 +436,13 @@ function upload(gl, { num, channels, geometry, colors }) {
   }
   gl.bindVertexArray(null);
   return { array, buffers };
+}
+
+function forget(gl, parts) {
+  for (const { array, buffers } of parts) {
+    gl.deleteVertexArray(array);
+    buffers.forEach((buffer) => gl.deleteBuffer(buffer));
+  }
 }
 
 const sides = ({ width, height }) => [width, height];

@@ -2,47 +2,79 @@
 
 import { FormatError, readChunks, viewOf } from "./bytes.js";
 import { decodeBlock, kindsOf, writeGaussians } from "./numbers.js";
-import { decodeSeeds, readSeedsHeader } from "./seeds.js";
+import { SEED_KINDS, decodeSeeds, readSeedsHeader } from "./seeds.js";
 
 export const PROFILES = ["lossless", "fast", "compact", "seeds"];
 export const RENDERERS = ["sum", "mixture", "levels"];
 const MOST_GAUSSIANS = 2 ** 26;
+const LUMA_PLANE = 3; // chunks of a block, up to the first of its colors
 const SIZE_OF_HEADER = { lossless: 16, fast: 33, compact: 33, seeds: 16 };
 const SIZE_OF_RENDERER = { sum: 0, mixture: 5, levels: 8 };
 
-// What a file holds. Its parts have `header` and can `decode(planes)` their Gaussians; more than one
-// part is one picture, from coarse to fine.
+// What a file holds, or the beginning of one. Its parts have `header`, `num` Gaussians that are there
+// and can `decode(planes, report)` them; more than one part is one picture, from coarse to fine.
+// It is seen in `steps`: its parts, or the kinds of numbers of its only one.
 export function readFile(bytes) {
-  const { chunks, numBytes } = readChunks(bytes);
-  if (chunks[0]?.type !== "HEAD") throw new FormatError("is damaged: it has no header");
+  const { chunks, hasEnd, numBytes } = readChunks(bytes);
+  if (!chunks.length) throw new FormatError("is damaged: it ends before its first chunk does");
+  if (chunks[0].type !== "HEAD") throw new FormatError("is damaged: it has no header");
   const number = readNumberOfParts(chunks);
-  const parts = [];
-  for (const { type, payload } of chunks) {
-    if (type === "HEAD") {
-      parts.push({ header: readHeader(payload), needed: [] });
-      if (parts.length > 32) throw new FormatError("is damaged: more than 32 parts");
-    } else if (type !== "PART" && !mayBeSkipped(type)) {
-      parts.at(-1).needed.push({ type, payload });
-    }
+  const parts = readParts(chunks, numBytes);
+  if (parts.length > number || (hasEnd && parts.length < number)) {
+    throw new FormatError(`is damaged: ${parts.length} of ${number} parts`);
   }
-  checkParts(parts.map((part) => part.header));
-  const made = parts.map(({ header, needed }) => partOf(header, needed));
-  const present = made.reduce((sum, part) => sum + part.weight, 0);
-  if (present > 2 * numBytes) {
-    throw new FormatError(`is damaged: ${present} Gaussians in ${numBytes} bytes`); // bounds memory
+  const isWhole = hasEnd && parts.at(-1).isWhole;
+  if (parts.length > 1 && !parts.at(-1).isWhole && !parts.at(-1).num) parts.pop(); // as if missing
+  const sumOf = (count) => parts.reduce((sum, part) => sum + count(part), 0);
+  const num = sumOf((part) => part.num);
+  if (!isWhole && !num) {
+    throw new FormatError("is only the beginning of a file, and ends before any Gaussian can be drawn");
   }
-  if (made.length !== number) throw new FormatError(`is damaged: ${made.length} of ${number} parts`);
-  const { width, height, channels, profile, renderer } = made.at(-1).header;
+  const { width, height, channels, profile, renderer } = parts.at(-1).header;
   const text = (type) => {
     const found = chunks.findLast((chunk) => chunk.type === type);
     return found && new TextDecoder().decode(found.payload);
   };
-  const num = made.reduce((sum, part) => sum + part.header.num, 0);
+  const byParts = parts.length > 1;
   return {
-    width, height, channels, profile, renderer, num, numBytes, parts: made,
+    width, height, channels, profile, renderer, num, numBytes, isWhole, byParts, parts,
+    steps: byParts ? parts.length : parts[0].planes,
+    all: { num: sumOf((part) => part.header.num), parts: number },
     software: text("soft"),
     hasColorProfile: chunks.some((chunk) => chunk.type === "icc "),
   };
+}
+
+function readParts(chunks, numBytes) {
+  const found = [];
+  for (const { type, payload } of chunks) {
+    if (type === "HEAD") {
+      found.push({ header: readHeader(payload), needed: [] });
+      if (found.length > 32) throw new FormatError("is damaged: more than 32 parts");
+    } else if (type !== "PART" && !mayBeSkipped(type)) {
+      found.at(-1).needed.push({ type, payload });
+    }
+  }
+  checkParts(found.map((part) => part.header));
+  const parts = found.map(({ header, needed }, i) => partOf(header, needed, i > 0));
+  const present = parts.reduce((sum, part) => sum + part.weight, 0);
+  if (present > 2 * numBytes) {
+    throw new FormatError(`is damaged: ${present} Gaussians in ${numBytes} bytes`); // bounds memory
+  }
+  if (parts.slice(0, -1).some((part) => !part.isWhole)) {
+    throw new FormatError("is damaged: a part ends early, and another follows");
+  }
+  return parts;
+}
+
+// The Gaussians of all parts; `report` hears which share of them is done.
+export function gaussiansOf(file, step = file.steps, report = () => {}) {
+  let done = 0;
+  return file.parts.map((part) => {
+    const made = part.decode(file.byParts ? undefined : step, (num) => report((done + num) / file.num));
+    done += part.num;
+    return made;
+  });
 }
 
 const mayBeSkipped = (type) => type[0] >= "a" && type[0] <= "z";
@@ -137,48 +169,59 @@ function checkParts(headers) {
 
 // --- parts ---------------------------------------------------------------------------------------
 
-function partOf(header, needed) {
-  const { profile, channels, num } = header;
+// A block that lacks its first chunk is not drawn; one of a part behind another, from its luma on:
+// gray would hide what the parts before show.
+function partOf(header, needed, isBehind) {
+  const { profile, channels } = header;
   if (profile === "seeds") return partOfSeeds(header, needed);
-  const blocks = blocksOf(header, needed[0]?.type === "GRID" ? needed.shift().payload : null);
+  const all = blocksOf(header, needed[0]?.type === "GRID" ? needed.shift().payload : null);
   const kinds = profile === "lossless" ? ["FULL"] : kindsOf(channels);
-  const payloads = payloadsOf(needed, kinds, blocks.length);
-  const weight = num;
+  const isWhole = needed.length === kinds.length * all.length;
+  const begun = withPayloads(all, needed, kinds).filter(({ planes }) => planes);
+  const least = Math.min(isBehind ? LUMA_PLANE : 1, kinds.length);
+  const blocks = begun.filter(({ planes }) => planes >= least);
+  const num = numOf(blocks);
+  const part = { header, num, weight: numOf(begun), isWhole, missing: missingOf(blocks, kinds) };
   if (profile === "lossless") {
-    return { header, weight, planes: 1, decode: () => decodeLossless(header, blocks, payloads) };
+    return { ...part, planes: 1, decode: (_, report) => decodeLossless(header, num, blocks, report) };
   }
-  let numbers = null; // of all blocks, kept: each choice of planes makes Gaussians of them anew
-  const decode = (planes = kinds.length) => {
-    numbers ??= blocks.map((block, i) => decodeBlock(header, block, payloads[i]));
-    const made = emptyGaussians(header);
+  const decode = (planes = kinds.length, report) => {
+    const made = emptyGaussians(num, channels);
     let n = 0;
-    blocks.forEach((block, i) => {
+    for (const block of blocks) {
+      // kept: each choice of planes makes Gaussians of them anew
+      block.numbers ??= decodeBlock(header, block, block.payloads);
+      const there = Math.min(planes, block.planes);
       const geometry = made.geometry.subarray(5 * n);
-      writeGaussians(header, block, numbers[i], planes, geometry, made.colors.subarray(channels * n));
-      n += block.num;
-    });
+      writeGaussians(header, block, block.numbers, there, geometry, made.colors.subarray(channels * n));
+      report((n += block.num));
+    }
     return made;
   };
-  return { header, weight, planes: kinds.length, decode };
+  return { ...part, planes: blocks.reduce((most, { planes }) => Math.max(most, planes), 1), decode };
 }
 
-function emptyGaussians({ num, channels }) {
+// Kinds of payloads that not all of these blocks have.
+const missingOf = (blocks, kinds) => kinds.filter((_, i) => blocks.some(({ planes }) => planes <= i));
+
+const numOf = (blocks) => blocks.reduce((sum, { num }) => sum + num, 0);
+
+function emptyGaussians(num, channels) {
   return { num, channels, geometry: new Float32Array(5 * num), colors: new Float32Array(channels * num) };
 }
 
-// The payloads of each block by their kinds; all must be there, in order.
-function payloadsOf(needed, kinds, numBlocks) {
-  const found = Array.from({ length: numBlocks }, () => ({}));
+// Blocks with their `payloads` by kind, of which `planes` are there: they follow kind by kind.
+function withPayloads(blocks, needed, kinds) {
+  const found = blocks.map((block) => ({ ...block, payloads: {}, planes: 0 }));
   needed.forEach(({ type, payload }, i) => {
-    const expected = kinds[Math.floor(i / numBlocks)];
+    const expected = kinds[Math.floor(i / blocks.length)];
     if (type !== expected) {
       throw new FormatError(`is damaged: a chunk '${type}' where '${expected ?? "none"}' is expected`);
     }
-    found[i % numBlocks][type] = payload;
+    const block = found[i % blocks.length];
+    block.payloads[type] = payload;
+    block.planes += 1;
   });
-  if (needed.length !== kinds.length * numBlocks) {
-    throw new FormatError(`is damaged: ${needed.length} of ${kinds.length * numBlocks} chunks`);
-  }
   return found;
 }
 
@@ -200,18 +243,17 @@ function blocksOf(header, grid) {
       blocks.push({ num, x, y, wide: Math.min(side, wide - x), high: Math.min(side, high - y) });
     }
   }
-  if (blocks.reduce((sum, { num }) => sum + num, 0) !== header.num) {
+  if (numOf(blocks) !== header.num) {
     throw new FormatError("is damaged: its blocks hold another number of Gaussians");
   }
   return blocks.filter(({ num }) => num);
 }
 
-function decodeLossless(header, blocks, payloads) {
-  const made = emptyGaussians(header);
-  const { channels } = header;
+function decodeLossless({ channels }, total, blocks, report) {
+  const made = emptyGaussians(total, channels);
   let first = 0;
-  blocks.forEach(({ num }, i) => {
-    const payload = payloads[i].FULL;
+  for (const { num, payloads } of blocks) {
+    const payload = payloads.FULL;
     if (payload.length !== 4 * num * (5 + channels)) {
       throw new FormatError(`is damaged: ${payload.length} bytes of ${num} Gaussians`);
     }
@@ -224,23 +266,26 @@ function decodeLossless(header, blocks, payloads) {
         field[(first + n) * stride + begin] = value;
       }
     }
-    first += num;
-  });
+    report((first += num));
+  }
   return made;
 }
 
 function partOfSeeds(header, needed) {
-  const [shared, networks] = needed;
-  if (shared?.type !== "SEED" || networks?.type !== "NETS") {
+  const [shared, networks, ...rest] = needed;
+  if ((shared && shared.type !== "SEED") || (networks && networks.type !== "NETS")) {
     throw new FormatError("is damaged: what its seeds have in common is missing");
   }
-  const seeds = readSeedsHeader(shared.payload, header.num);
-  const payloads = payloadsOf(needed.slice(2), ["FEAT", "SCAL", "OFFS"], seeds.blocks.length);
-  const weight = seeds.blocks.reduce((sum, block) => sum + block.weight, 0);
-  const decode = () => {
-    const made = emptyGaussians(header);
-    decodeSeeds(seeds, header, networks.payload, payloads, made.geometry, made.colors);
+  const seeds = shared && readSeedsHeader(shared.payload, header.num);
+  const all = withPayloads(networks ? seeds.blocks : [], rest, SEED_KINDS);
+  const blocks = all.filter(({ planes }) => planes);
+  const num = numOf(blocks) * (seeds?.perSeed ?? 0);
+  const decode = (_, report) => {
+    const made = emptyGaussians(num, header.channels);
+    if (num) decodeSeeds(seeds, blocks, header, networks.payload, made, report);
     return made;
   };
-  return { header, weight, planes: 1, decode };
+  const weight = blocks.reduce((sum, block) => sum + block.weight, 0);
+  const isWhole = Boolean(networks) && rest.length === SEED_KINDS.length * all.length;
+  return { header, num, weight, isWhole, missing: missingOf(blocks, SEED_KINDS), planes: 1, decode };
 }

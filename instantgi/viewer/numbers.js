@@ -18,14 +18,18 @@ export function kindsOf(channels) {
   return all.filter((kind) => kind !== "CHRO" || channels === 3 || channels === 4);
 }
 
-// The numbers of a block: {x, y, sizes, colors: one each channel, shapes: two}, all Int32Array.
+// The numbers of a block: {x, y, sizes, colors: one each channel, shapes: two}, all Int32Array;
+// those whose payloads are missing are 0.
 export function decodeBlock(header, block, payloads) {
   const { num, wide, high } = block;
   const { channels } = header;
   const planes = Array.from({ length: channels }, () => null);
   const isCompact = header.profile === "compact";
-  const read = (kind, classes, count) =>
-    isCompact ? readClasses(payloads[kind], classes(), count, num) : readFixed(payloads[kind], num, count);
+  const read = (kind, classes, count) => {
+    const payload = payloads[kind];
+    if (!payload) return Array.from({ length: count }, () => new Int32Array(num));
+    return isCompact ? readClasses(payload, classes(), count, num) : readFixed(payload, num, count);
+  };
   const [x, y] = isCompact ? readPoints(payloads.POSI, num, wide, high) : readFixed(payloads.POSI, num, 2);
   expectWithin(x, 0, wide - 1);
   expectWithin(y, 0, high - 1);

@@ -1,12 +1,16 @@
 // The page: a file, its picture, and the controls.
 
-import { FormatError } from "./bytes.js";
+import { FormatError, bytesOf } from "./bytes.js";
+import { Decoding } from "./decoding.js";
 import { Drawing, Unsupported } from "./draw.js";
-import { readFile } from "./file.js";
+import { gaussiansOf, readFile } from "./file.js";
 import { kindsOf } from "./numbers.js";
 import { View } from "./view.js";
 
-const KINDS = { POSI: "positions", SIZE: "+ sizes", LUMA: "+ luma", CHRO: "+ chroma", SHAP: "+ shapes" };
+const KINDS = {
+  POSI: "positions", SIZE: "sizes", LUMA: "luma", CHRO: "chroma", SHAP: "shapes",
+  FEAT: "features", SCAL: "scalings", OFFS: "offsets",
+};
 const INK = { ellipses: [1, 1, 1, 0.55], centers: [1, 0.82, 0.3, 0.9] };
 const GROUND = [0x0d / 255, 0x0e / 255, 0x10 / 255];
 
@@ -14,7 +18,7 @@ const find = (id) => document.getElementById(id);
 const canvas = find("canvas");
 const view = new View();
 const state = {
-  file: null, // what readFile found
+  file: null, // what readFile found; `gaussians` of its parts
   name: "",
   step: 1, // parts that are shown, or kinds of numbers
   count: Infinity, // the first so many Gaussians
@@ -28,32 +32,74 @@ let drawing = null;
 
 // --- files ---------------------------------------------------------------------------------------
 
-// Shows a file, or says in one line why not; what was shown before stays.
-function open(bytes, name) {
+const SHORT = 200; // ms of decoding of which nothing is said
+
+let decoding = null; // the file that is shown
+let opening = null; // the one that shall be
+
+// Shows a file, of bytes or a text in base64, or says in one line why not; what was shown before
+// stays. One that is opened meanwhile takes its place.
+async function open(data, name) {
+  opening?.end();
+  const mine = new Decoding((share) => {
+    if (opening === mine) find("share").value = share;
+  });
+  opening = mine;
+  find("share").value = 0;
+  find("progress-name").textContent = name;
+  const shown = setTimeout(() => (find("progress").hidden = false), SHORT);
   try {
-    const file = readFile(bytes);
-    file.byParts = file.parts.length > 1;
-    file.steps = file.byParts ? file.parts.length : file.parts[0].planes;
-    const parts = gaussiansOf(file, file.steps);
+    const found = await mine.ask({ data });
+    if (!found) return false;
+    const file = withGaussians(found);
+    drawing?.setPicture(file);
+    decoding?.end();
+    decoding = mine;
     Object.assign(state, { file, name, step: file.steps, count: Infinity });
-    drawing?.setPicture({ ...file, parts });
+    showFile();
+    return true;
   } catch (error) {
+    if (decoding !== mine) mine.end();
     return complain(error, name);
+  } finally {
+    clearTimeout(shown);
+    if (opening === mine) opening = null;
+    if (!opening) find("progress").hidden = true;
   }
+}
+
+function withGaussians({ file, made }) {
+  return { ...file, parts: file.parts.map((part, i) => ({ ...part, gaussians: made[i] })) };
+}
+
+// Another choice of numbers, unless the slider has moved on.
+async function openStep(step) {
+  const mine = decoding;
+  try {
+    const found = await mine.ask({ step });
+    if (!found || mine !== decoding || step !== state.step) return;
+    state.file = withGaussians(found);
+    drawing?.setPicture(state.file);
+  } catch (error) {
+    complain(error, state.name);
+  }
+  invalidate();
+}
+
+function showFile() {
   if (drawing) say("message", ""); // else it says why there is no picture
   const { original, file } = state;
   if (original && !isOfSize(original, file)) setOriginal(null);
   view.show(file);
+  [cost, slowness, losses] = [0, 0, 0];
   describe();
-  invalidate();
-  return true;
+  if (isMuchForSoftware()) invalidate();
+  else move(); // and then at rest, without the time that shaders take to be compiled
 }
+
+const isMuchForSoftware = () => Boolean(drawing?.isSoftware) && state.file.num > MANY;
 
 const isOfSize = (one, other) => one.width === other.width && one.height === other.height;
-
-function gaussiansOf(file, step) {
-  return file.parts.map(({ header, decode }) => ({ header, gaussians: decode(file.byParts ? undefined : step) }));
-}
 
 function complain(error, name) {
   const isOurs = error instanceof FormatError || error instanceof Unsupported;
@@ -68,10 +114,15 @@ function say(id, text) {
   find(id).hidden = !text;
 }
 
+// What has been read goes, unless it says why there is no picture.
+function hideLines() {
+  if (drawing && !hasFailed) for (const id of ["message", "note"]) find(id).hidden = true;
+}
+
 async function openFile(file) {
   try {
     if (file.type.startsWith("image/")) await openOriginal(file, file.name);
-    else open(new Uint8Array(await file.arrayBuffer()), file.name);
+    else await open(new Uint8Array(await file.arrayBuffer()), file.name);
   } catch (error) {
     complain(error, file.name);
   }
@@ -90,6 +141,10 @@ async function openOriginal(blob, name) {
   }
   if (drawing) say("message", "");
   setOriginal(bitmap);
+  if (drawing && !drawing.canCompare()) {
+    setOriginal(null);
+    throw new FormatError(`has ${bitmap.width}x${bitmap.height} pixels, more than this graphics card compares`);
+  }
 }
 
 function setOriginal(bitmap) {
@@ -102,26 +157,20 @@ function setOriginal(bitmap) {
   invalidate();
 }
 
-function bytesOf(base64) {
-  const text = atob(base64);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
-}
-
 // --- what is shown -------------------------------------------------------------------------------
 
 // How many Gaussians of each part: the first `count` of those parts that are shown.
 function counts() {
   const { file, step } = state;
   let left = state.count;
-  return file.parts.map(({ header }, i) => {
-    const shown = file.byParts && i >= step ? 0 : Math.min(header.num, left);
+  return file.parts.map(({ num }, i) => {
+    const shown = file.byParts && i >= step ? 0 : Math.min(num, left);
     left -= shown;
     return shown;
   });
 }
 
+const LIST = new Intl.ListFormat("en");
 const numberOf = (value) => value.toLocaleString("en");
 
 function sizeText(bytes) {
@@ -141,22 +190,48 @@ function describe() {
     `${file.width} × ${file.height}`, `${numberOf(file.num)} Gaussians`, sizeText(file.numBytes),
     `${bpp.toFixed(bpp < 1 ? 3 : 2)} bpp`, file.profile, ...(file.renderer === "sum" ? [] : [file.renderer]),
   ];
-  find("facts").replaceChildren(...facts.map((text) => Object.assign(document.createElement("span"), { textContent: text })));
+  const spans = facts.map((text) => Object.assign(document.createElement("span"), { textContent: text }));
+  find("facts").replaceChildren(...spans.flatMap((span) => [span, " "])); // read as words of their own
   canvas.setAttribute("aria-label", `${name}: a picture of ${file.width} by ${file.height} pixels, drawn from ${file.num} Gaussians`);
   find("empty").hidden = true;
   find("step-box").hidden = file.steps < 2;
   find("step").max = file.steps;
   find("step-name").textContent = file.renderer === "levels" ? "Level" : "Stage";
-  const notes = [];
+  showNotes();
+}
+
+// What is not as it should be, in the file or in this browser.
+function showNotes() {
+  const { file } = state;
+  const notes = file.isWhole ? [] : [beginningText(file)];
   if (drawing?.isHalf) notes.push("This graphics card adds in half precision: colors are off by a level or two.");
   if (![1, 3, 4].includes(file.channels)) notes.push(`${file.channels} channels; the first ${Math.min(3, file.channels)} are shown.`);
   if (file.hasColorProfile) notes.push("The file has a color profile; its values are shown as if they were sRGB.");
+  if (losses > 1) notes.push("This graphics card gives up on the whole picture: it is drawn in blocks.");
+  else if (isMuchForSoftware() && !slowness) notes.push("There is no graphics card to draw so many Gaussians with: it takes a while.");
+  else if (slowness) {
+    const who = drawing?.isSoftware ? "There is no graphics card to draw with" : "This is much for this graphics card";
+    notes.push(`${who}: a whole picture takes about ${(slowness / 1000).toFixed(0)} s. While it moves it is coarse.`);
+  }
   say("note", notes.join(" "));
+}
+
+// What there is of a file that ends early.
+function beginningText({ num, parts, all, renderer }) {
+  if (parts.length === all.parts && parts.at(-1).isWhole) return "This file ends early, but all of its Gaussians are there.";
+  const kind = renderer === "levels" ? "levels" : "stages";
+  const found = [];
+  if (parts.length < all.parts) found.push(`${parts.length} of ${all.parts} ${kind}`);
+  if (num < all.num) found.push(`${numberOf(num)} of ${numberOf(all.num)} Gaussians`);
+  const has = found.length ? [`has ${found.join(" and ")}`] : [];
+  const missing = parts.at(-1).missing.map((kind) => KINDS[kind]);
+  if (missing.length) has.push(`lacks ${LIST.format(missing)}`);
+  return `This file ends early, so the picture is coarser: it ${has.join(" and ")}.`;
 }
 
 function stepText() {
   const { file, step } = state;
-  return file.byParts ? `${step} of ${file.steps}` : KINDS[kindsOf(file.channels)[step - 1]];
+  return file.byParts ? `${step} of ${file.steps}` : `${step > 1 ? "+ " : ""}${KINDS[kindsOf(file.channels)[step - 1]]}`;
 }
 
 // The controls as the state has them.
@@ -174,17 +249,20 @@ function showControls() {
     find("split").querySelector(".after").textContent = state.errors ? "Error" : "Gaussians";
   }
   if (!file) return;
-  const most = file.parts.reduce((sum, { header }, i) => sum + (file.byParts && i >= state.step ? 0 : header.num), 0);
+  const most = file.parts.reduce((sum, { num }, i) => sum + (file.byParts && i >= state.step ? 0 : num), 0);
   find("count").max = most;
   find("count").value = Math.min(state.count, most);
   find("count-text").textContent = numberOf(Math.min(state.count, most));
   find("step").value = state.step;
   find("step-text").textContent = file.steps > 1 ? stepText() : "";
+  find("step").setAttribute("aria-valuetext", find("step-text").textContent);
 }
 
 // --- drawing -------------------------------------------------------------------------------------
 
 const PATIENCE = 60; // ms that a frame may take while something moves
+const MANY = 100_000; // Gaussians, without a graphics card
+const SLOW = 1500; // ms of a frame at rest of which a note is made
 
 let isDue = false;
 let isMoving = false;
@@ -192,6 +270,9 @@ let resting = 0; // a timer
 let fence = null;
 let cost = 0; // ms of a frame without blocks, about
 let hasFailed = false; // the last frame, and the message says so
+let drawn = null; // where the picture's corner was on the canvas, in the last frame
+let slowness = 0; // ms of a slow frame of this file
+let losses = 0; // of the graphics card, while it drew this file
 
 // Draws once, at the next frame, or as soon as the graphics card is done with the one before.
 function invalidate() {
@@ -215,8 +296,9 @@ function move() {
 function drawFrame() {
   isDue = false;
   if (!drawing || !state.file) return;
-  const began = performance.now();
-  const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : 1;
+  if (isMoving && isMuchForSoftware()) return moveCanvas(); // and draw at rest
+  const frame = { began: performance.now(), atRest: !isMoving };
+  const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : leastBlocks();
   try {
     const dots = devicePixelRatio;
     drawing.draw(view.corner(), {
@@ -229,32 +311,51 @@ function drawFrame() {
     complain(error, state.name);
     return;
   }
+  drawn = view.corner();
+  canvas.style.transform = "";
   if (hasFailed) say("message", "");
   hasFailed = false;
   const { gl } = drawing;
   fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
-  awaitFence(began, blocks);
+  awaitFence({ ...frame, blocks });
 }
+
+// What has been drawn, to where it would be drawn now.
+function moveCanvas() {
+  if (!drawn) return;
+  const [now, share] = [view.corner(), canvas.clientWidth / canvas.width];
+  const grown = now.scale / drawn.scale;
+  const [x, y] = [now.x - grown * drawn.x, now.y - grown * drawn.y];
+  canvas.style.transform = `translate(${x * share}px, ${y * share}px) scale(${grown})`;
+}
+
+// A picture that the graphics card has given up on twice is not drawn as a whole again.
+const leastBlocks = () => (losses > 1 ? Math.min(4 * (losses - 1), 12) : 1);
 
 const channel = new MessageChannel(); // a timer would wait for 4 ms
 
-function awaitFence(began, blocks) {
+function awaitFence(frame) {
   const { gl } = drawing;
   channel.port1.onmessage = () => {
-    if (!gl.isContextLost() && gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
+    if (!fence || gl.isContextLost()) return; // the page hears of it, and draws again
+    if (gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
       channel.port2.postMessage(null);
       return;
     }
     gl.deleteSync(fence);
     fence = null;
-    finishFrame(performance.now() - began, blocks);
+    finishFrame(performance.now() - frame.began, frame);
   };
   channel.port2.postMessage(null);
 }
 
-function finishFrame(milliseconds, blocks) {
+function finishFrame(milliseconds, { blocks, atRest }) {
   cost = milliseconds * blocks ** 2;
+  if (atRest && blocks === 1 && milliseconds > SLOW !== slowness > 0) {
+    slowness = milliseconds > SLOW ? milliseconds : 0;
+    showNotes();
+  }
   find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
   if (isDue) requestAnimationFrame(drawFrame);
   else if (!isMoving) scheduleQuality();
@@ -265,6 +366,7 @@ let timer = 0;
 // The PSNR is of the whole picture: once nothing moves.
 function scheduleQuality() {
   clearTimeout(timer);
+  if (leastBlocks() > 1) return;
   timer = setTimeout(() => {
     try {
       const compared = drawing?.compare(counts());
@@ -283,21 +385,32 @@ function startDrawing() {
     complain(error, "");
     return;
   }
-  if (!state.file) return;
-  drawing.setPicture({ ...state.file, parts: gaussiansOf(state.file, state.step) });
-  drawing.setOriginal(state.original);
+}
+
+// All again, on a graphics card that has forgotten it.
+function restoreDrawing() {
+  startDrawing();
+  if (!drawing || !state.file) return;
+  try {
+    drawing.setPicture(state.file);
+    drawing.setOriginal(state.original);
+  } catch (error) {
+    complain(error, state.name);
+  }
+  showNotes();
+  invalidate();
 }
 
 canvas.addEventListener("webglcontextlost", (event) => {
   event.preventDefault();
   drawing = null;
+  if (fence) losses += 1; // it drew
   fence = null;
   say("message", "The graphics card has dropped this page; waiting for it.");
 });
 canvas.addEventListener("webglcontextrestored", () => {
   say("message", "");
-  startDrawing();
-  invalidate();
+  restoreDrawing();
 });
 
 new ResizeObserver(([entry]) => {
@@ -316,7 +429,7 @@ new ResizeObserver(([entry]) => {
 const pointers = new Map(); // where each one is, canvas pixels
 
 function place(event) {
-  const box = canvas.getBoundingClientRect();
+  const box = find("stage").getBoundingClientRect(); // the canvas itself may be moved
   const dots = canvas.width / box.width;
   return { x: (event.clientX - box.left) * dots, y: (event.clientY - box.top) * dots };
 }
@@ -331,6 +444,7 @@ function middle() {
 
 canvas.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
+  hideLines();
   canvas.setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, place(event));
   canvas.classList.add("moving");
@@ -380,6 +494,7 @@ const KEYS = {
   "-": () => zoomTo(view.scale / 1.5),
   0: fit,
   1: () => zoomTo(1),
+  Escape: hideLines,
 };
 const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
@@ -438,9 +553,8 @@ find("count").oninput = ({ target }) => {
 };
 find("step").oninput = ({ target }) => {
   state.step = Number(target.value);
-  const { file, step } = state;
-  if (!file.byParts) drawing?.setPicture({ ...file, parts: gaussiansOf(file, step) });
-  invalidate();
+  if (state.file.byParts) invalidate();
+  else openStep(state.step);
 };
 find("open").onclick = () => find("files").click();
 find("files").onchange = async ({ target }) => {
@@ -471,7 +585,7 @@ async function start() {
   startDrawing();
   const given = JSON.parse(find("given").textContent);
   find("empty").hidden = Boolean(given.file);
-  if (given.file && open(bytesOf(given.file), given.name) && given.original) {
+  if (given.file && (await open(given.file, given.name)) && given.original) {
     await openOriginal(new Blob([bytesOf(given.original)]), given.originalName).catch((error) => complain(error, given.originalName));
   }
 }
@@ -480,11 +594,12 @@ async function start() {
 globalThis.instantgi = {
   ready: start(),
   open,
-  decode: (bytes) => readFile(bytes).parts.map((part) => part.decode()),
+  decode: (bytes) => gaussiansOf(readFile(bytes)),
   openOriginal: (bytes, name) => openOriginal(new Blob([bytes]), name),
   state,
   view,
   redraw: invalidate,
-  gaussians: () => gaussiansOf(state.file, state.step).map(({ gaussians }) => gaussians),
+  idle: () => decoding?.isIdle, // once what was asked for is decoded
+  gaussians: () => state.file.parts.map(({ gaussians }) => gaussians),
   pixels: (x, y, width, height, scale) => drawing.pixels(counts(), x, y, width, height, scale),
 };

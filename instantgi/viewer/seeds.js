@@ -4,7 +4,9 @@
 import { FormatError, viewOf } from "./bytes.js";
 import { Decoder, ROOTS, coinTable, power } from "./entropy.js";
 
+export const SEED_KINDS = ["FEAT", "SCAL", "OFFS"]; // payloads of a block
 const PER_BLOCK = 2 ** 14; // seeds
+const OFTEN = 2 ** 10; // seeds, after which it is said how many are done
 const THINNEST = 0.05; // px
 const XOR_FACTOR = 2654435761;
 const RECIPROCALS = Array.from({ length: 25 }, (_, i) => {
@@ -100,8 +102,8 @@ function share(a, b, c) {
   return Number((BigInt(a) * BigInt(b)) / BigInt(c));
 }
 
-// x and y of every seed, in 1/128 px, one after the other.
-function placesOf({ num, random }, width, height) {
+// x and y of the first `held` seeds, in 1/128 px, one after the other.
+function placesOf({ num, random }, held, width, height) {
   const root = squareRootOf(share(4 * num, width, height));
   const columns = Math.min(Math.max(Math.floor((root + 1) / 2), 1), num);
   const rows = Math.ceil(num / columns);
@@ -116,8 +118,8 @@ function placesOf({ num, random }, width, height) {
     const length = share(e + 1, total, excess) - begin;
     dropped.add(begin + (((high % length) * (2 ** 32 % length) + (low % length)) % length));
   }
-  const places = new Float64Array(2 * num);
-  for (let cell = 0, at = 0; cell < total; cell++) {
+  const places = new Float64Array(2 * held);
+  for (let cell = 0, at = 0; at < 2 * held; cell++) {
     if (dropped.has(cell)) continue;
     const [, jitter] = hash(cell, 0);
     const column = cell % columns;
@@ -206,8 +208,8 @@ function lookAround(levels, x, y, side, seen) {
   });
 }
 
-// Of all seeds: means and levels [seeds x D], turns [seeds x 3]; all in exact whole numbers.
-function contextOf(header, places, side, { levels, networks }) {
+// Of the first `held` seeds: means and levels [held x D], turns [held x 3]; in exact whole numbers.
+function contextOf(header, held, places, side, { levels, networks }, report) {
   const { inputs, inner, parts, outputs } = networks[2];
   const [weights1, biases1, weights2, biases2] = parts.map((part) => part.map((value) => value * 256));
   const seen = new Float64Array(inputs);
@@ -215,13 +217,14 @@ function contextOf(header, places, side, { levels, networks }) {
   const p = new Float64Array(outputs);
   const count = (outputs - 3) / 2;
   const kinds = header.counts.flatMap((length, kind) => Array(length).fill(kind));
-  const means = new Float64Array(header.num * count);
-  const deviations = new Uint8Array(header.num * count);
-  const turns = new Int8Array(header.num * 3);
+  const means = new Float64Array(held * count);
+  const deviations = new Uint8Array(held * count);
+  const turns = new Int8Array(held * 3);
   const quarters = (value) => Math.floor((4 * value + 2 ** 19) / 2 ** 20);
   const raised1 = biases1.map((value) => value * 2 ** 16);
   const raised2 = biases2.map((value) => value * 2 ** 12);
-  for (let n = 0; n < header.num; n++) {
+  for (let n = 0; n < held; n++) {
+    if (n % OFTEN === 0) report(n);
     lookAround(levels, places[2 * n], places[2 * n + 1], side, seen);
     affine(seen, weights1, raised1, hidden);
     for (let j = 0; j < inner; j++) {
@@ -251,26 +254,28 @@ function cut(matrix, columns, first, num, begin, length) {
   return found;
 }
 
-function readNumbers(header, payloads, { means, deviations, count }) {
-  const numbers = new Float64Array(header.num * count);
-  header.blocks.forEach(({ first, num }, b) => {
+// What is missing of a block is at its mean.
+function readNumbers(header, blocks, { means, deviations, count }) {
+  const numbers = means.map((mean) => Math.floor((mean + 4) / 8));
+  for (const { first, num, payloads } of blocks) {
     let begin = 0;
-    ["FEAT", "SCAL", "OFFS"].forEach((kind, i) => {
+    SEED_KINDS.forEach((kind, i) => {
       const length = header.counts[i];
-      const decoder = new Decoder(payloads[b][kind]);
-      const found = decoder.logistic(
-        cut(means, count, first, num, begin, length),
-        cut(deviations, count, first, num, begin, length),
-      );
-      for (let k = 0; k < found.length; k++) {
-        if (!(Math.abs(found[k]) <= 2 ** 30)) {
-          throw new FormatError("is damaged: a number of a seed is out of range");
+      if (payloads[kind]) {
+        const found = new Decoder(payloads[kind]).logistic(
+          cut(means, count, first, num, begin, length),
+          cut(deviations, count, first, num, begin, length),
+        );
+        for (let k = 0; k < found.length; k++) {
+          if (!(Math.abs(found[k]) <= 2 ** 30)) {
+            throw new FormatError("is damaged: a number of a seed is out of range");
+          }
+          numbers[(first + Math.floor(k / length)) * count + begin + (k % length)] = found[k];
         }
-        numbers[(first + Math.floor(k / length)) * count + begin + (k % length)] = found[k];
       }
       begin += length;
     });
-  });
+  }
   return numbers;
 }
 
@@ -278,14 +283,18 @@ function readNumbers(header, payloads, { means, deviations, count }) {
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 
-// Writes the Gaussians of all seeds: five numbers each to `geometry`, C to `colors`.
-export function decodeSeeds(header, picture, networksPayload, payloads, geometry, colors) {
+// Writes the Gaussians of the seeds of these blocks, which are the first ones: five numbers each to
+// `geometry`, C to `colors`. `report` hears how many are done, half of each when its context is known.
+export function decodeSeeds(header, blocks, picture, networksPayload, { geometry, colors }, report) {
   const { width, height, channels } = picture;
+  const held = blocks.reduce((sum, { num }) => sum + num, 0);
   const nets = readNetworks(networksPayload, header, picture);
-  const places = placesOf(header, width, height);
-  const context = contextOf(header, places, Math.max(width, height), nets);
-  const numbers = readNumbers(header, payloads, context);
-  const { features, perSeed, bases, num } = header;
+  const places = placesOf(header, held, width, height);
+  const { features, perSeed, bases } = header;
+  const halfOf = (seeds) => (seeds * perSeed) / 2;
+  const known = (n) => report(halfOf(n));
+  const context = contextOf(header, held, places, Math.max(width, height), nets, known);
+  const numbers = readNumbers(header, blocks, context);
   const feature = new Float64Array(features);
   const [makeColors, makeShapes] = nets.networks.slice(0, 2).map(({ inner, outputs, parts }) => {
     const hidden = new Float64Array(inner);
@@ -297,7 +306,8 @@ export function decodeSeeds(header, picture, networksPayload, payloads, geometry
       return made;
     };
   });
-  for (let n = 0; n < num; n++) {
+  for (let n = 0; n < held; n++) {
+    if (n % OFTEN === 0) report(halfOf(held + n));
     const row = numbers.subarray(n * context.count, (n + 1) * context.count);
     const steps = bases.map((base, kind) => {
       const turn = context.turns[3 * n + kind];

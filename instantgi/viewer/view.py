@@ -12,7 +12,8 @@ from instantgi.codec.index import Index
 from instantgi.files import read_bytes
 
 FOLDER = Path(__file__).parent
-FIRST = "page.js"  # the module that imports all others
+DECODER = "decode.js"  # what runs in a worker, with the modules it imports
+PAGE = "page.js"  # the module that imports all others
 IMPORT = re.compile(r'^import (\{[^}]*\}|\* as \w+) from "\./(\w+)\.js";\n', re.M)
 EXPORT = re.compile(r"^export (?=(?:class|function|const) (\w+))", re.M)
 
@@ -42,15 +43,22 @@ def page_of(path: str | Path, original: str | Path | None = None) -> str:
     parts = {
         "/*STYLE*/": (FOLDER / "page.css").read_text("utf-8"),
         "/*GIVEN*/": json.dumps(given).replace("<", "\\u003c"),
-        "/*SCRIPT*/": joined_script(),
-    }
+    } | joined_scripts()
     return re.sub("|".join(map(re.escape, parts)), lambda found: parts[found[0]], page)
 
 
-def joined_script() -> str:
-    """All modules in one: each as a function that is called once and returns what it exports."""
-    modules = [_as_function(name) for name in _in_order(FIRST)]
-    return "\n".join(modules)
+def joined_scripts() -> dict[str, str]:
+    """All modules in two scripts: what decodes, which works alone as well, and then the rest.
+
+    A module is a function that is called once and returns what it exports.
+    """
+    decoder = list(_in_order(DECODER))
+    rest = [name for name in _in_order(PAGE) if name not in decoder]
+    scripts = {"/*DECODER*/": decoder, "/*PAGE*/": rest}
+    return {
+        place: "\n".join(['"use strict";', *map(_as_function, names)])
+        for place, names in scripts.items()
+    }
 
 
 def _in_order(name: str, before: tuple[str, ...] = ()) -> Iterator[str]:
