@@ -331,7 +331,7 @@ class Splats:
         parts = means, rotations, log_scales, raw_opacities, harmonics
         return Splats(*parts, self.height, self.width)
 
-    def to(self, *args, **kwargs) -> Splats:
+    def to(self, *args: Any, **kwargs: Any) -> Splats:
         return self.map(lambda field: field.to(*args, **kwargs))
 
     def detach(self) -> Splats:

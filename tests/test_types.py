@@ -23,11 +23,12 @@ def test_every_public_name_has_a_known_type():
     pyright = shutil.which("pyright", path=Path(sys.executable).parent)
     if pyright is None:
         pytest.skip("needs pyright, of the extra dev")
-    command = [pyright, "--pythonpath", sys.executable, "--verifytypes", "instantgi"]
+    # --pythonpath is not heard here, nor is every editable install seen
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        [*command, "--ignoreexternal", "--outputjson"],
+        [pyright, "--verifytypes", "instantgi", "--ignoreexternal", "--outputjson"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},  # it does not see every editable install
+        env=os.environ | {"PATH": search, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

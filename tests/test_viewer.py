@@ -22,7 +22,7 @@ from instantgi.codec.bitstream import frames
 from instantgi.gaussians import Gaussians
 from instantgi.images import to_8bit
 from instantgi.render.draw import draw
-from instantgi.representations import Levels, Mixture, Seeds, flat
+from instantgi.representations import Levels, Mixture, flat
 from instantgi.viewer.view import FOLDER, joined_scripts, page_of
 
 GOLDEN = Path(__file__).parent / "golden"
