@@ -1,7 +1,14 @@
+import os
+
 import cuda_emulator
 import jaxtyping
 import pytest
 import torch
+
+NUM_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if NUM_WORKERS > 1:  # each has its share of the cores, and so have the programs that it starts
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // NUM_WORKERS))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu), "emulated"]
 

@@ -136,7 +136,8 @@ def run_command(words: list[str]) -> None:
     elif words[0] == "python" and words[1].startswith(("examples/", "docs/")):
         run_script(smaller(words[1:]))
     else:
-        assert words in (["python", "-m", "pytest"], ["mkdocs", "build", "--strict"]), words
+        ours = ["python", "-m", "pytest"], ["mkdocs", "build", "--strict"]
+        assert words[:3] in ours, words
 
 
 class OnlyParsed(LightningCLI):
