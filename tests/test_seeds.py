@@ -447,7 +447,7 @@ def test_steps_have_the_gradient_of_their_noise(monkeypatch, sampled):
     fitter.start(picture(48, 64), None, 800, seed=0)
     fitter._learn(fitter._first_context(), 1e-4)
     held = fitter._values(fitter._numbers(), 0.5, False)
-    assert held.steps is not None and held.noise is not None
+    assert held.steps is not None and held.noise is not None and fitter.context is not None
     gradient = normal(*held.numbers.shape)
     _, steps = held.others(gradient)[0]
     _, of_steps = held.others(gradient)[1]
