@@ -666,6 +666,16 @@ def test_imagegs_goes_on_growing_where_it_was():
     assert fit_image(image, early, method=ImageGS(), iterations=100).stages == (200, 250)
 
 
+def test_imagegs_starts_from_a_sum_with_colors_of_the_picture():
+    image = picture(32, 40)
+    init = random_gaussians(60, 32, 40)  # some lie a little outside
+    made = fit_image(image, init, method="imagegs", iterations=0).gaussians
+    columns, rows = made.means.floor().long().unbind(1)
+    expected = image[:, rows.clamp(0, 31), columns.clamp(0, 39)].T
+    torch.testing.assert_close(made.covariances, init.covariances, rtol=1e-4, atol=1e-5)
+    assert (made.colors == expected).all(1).double().mean() > 0.98  # positions are rounded
+
+
 @pytest.mark.parametrize("method", ["instantgi", "gaussianimage"])
 def test_sums_do_not_start_from_what_is_drawn_otherwise(method):
     image = picture(24, 24)

@@ -109,6 +109,8 @@ class ImageGS:
             gaussians = flat(init).detach().to(self.image)
             if self.paper:
                 gaussians = gaussians.translated(-0.5, -0.5)
+            if not isinstance(init, Mixture):  # colors of a sum are no averages
+                gaussians = dataclasses.replace(gaussians, colors=self._colors_at(gaussians.means))
             parameters = self._inverse(gaussians)
         self.parameters = {
             name: value.requires_grad_() for name, value in zip(PARAMETERS, parameters, strict=True)
@@ -233,6 +235,12 @@ class ImageGS:
             self.top_k,
             self.epsilon,
         )
+
+    def _colors_at(self, means: Tensor) -> Tensor:
+        """Of the picture, where these are."""
+        columns, rows = means.floor().long().unbind(1)
+        columns, rows = columns.clamp(0, self.width - 1), rows.clamp(0, self.height - 1)
+        return self.image[:, rows, columns].T.contiguous()
 
     def _inverse(self, init: Gaussians) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scales, rotations = init.scales_rotations
