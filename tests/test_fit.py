@@ -669,7 +669,7 @@ def test_imagegs_goes_on_growing_where_it_was():
 def test_imagegs_starts_from_a_sum_with_colors_of_the_picture():
     image = picture(32, 40)
     init = random_gaussians(60, 32, 40)  # some lie a little outside
-    made = fit_image(image, init, method="imagegs", iterations=0).gaussians
+    made = fit_image(image, init, method=ImageGS(), iterations=0).gaussians
     columns, rows = made.means.floor().long().unbind(1)
     expected = image[:, rows.clamp(0, 31), columns.clamp(0, 39)].T
     torch.testing.assert_close(made.covariances, init.covariances, rtol=1e-4, atol=1e-5)
