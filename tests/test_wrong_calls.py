@@ -411,11 +411,21 @@ def test_an_interrupted_fit_leaves_nothing(made, tmp_path):
     command = [sys.executable, "-m", "instantgi", *map(str, words), "--snapshot-every", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     snapshot = tmp_path / "out" / "p" / "snapshot.gi"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
-        while running.poll() is None and not snapshot.exists():
-            os.sched_yield()
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=60)
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # what a shell starts in the background would not hear it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        try:
+            while running.poll() is None and not snapshot.exists():
+                os.sched_yield()
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert (running.returncode, err) == (INTERRUPTED, "interrupted\n")
     assert list((tmp_path / "out").rglob("*")) == [snapshot.parent, snapshot]
 
