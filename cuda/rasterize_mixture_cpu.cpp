@@ -204,14 +204,14 @@ Vec<T> end_of_terms(int num_terms, double cutoff, int64_t num, Exponents<T, Form
 }
 
 // image [C, H, W]; in blocks [⌈height/4⌉][⌈width/4⌉][16]: limits, the exponents at which the terms end,
-// and totals, the sums of the weights plus epsilon.
+// and totals, the sums of the weights plus epsilon; or null where no gradient will be asked for.
 template <typename T, template <typename> class Form>
 const char* forward(As<Form>, const Scene<T>& scene, int num_terms, double epsilon, T* image, T* limits,
                     T* totals, int num_threads) {
     const int64_t cols = scene.cols();
     expect_large(image, scene.channels * scene.height * scene.width * sizeof(T));
-    expect_large(limits, scene.rows() * cols * kLanes * sizeof(T));
-    expect_large(totals, scene.rows() * cols * kLanes * sizeof(T));
+    for (T* kept : {limits, totals})
+        if (kept) expect_large(kept, scene.rows() * cols * kLanes * sizeof(T));
     const auto splats = new_splats<T, Form>(scene.num);
     if (const char* error = prepare_all(scene, num_threads, splats.get())) return error;
     const Places places = sort_by_place(splats.get(), scene, true, num_threads);
@@ -230,7 +230,7 @@ const char* forward(As<Form>, const Scene<T>& scene, int num_terms, double epsil
                         end = end_of_terms(num_terms, scene.cutoff, num, exponents);
                     else
                         for (int64_t i = 0; i < num; ++i) exponents.find_and_keep(i);
-                    store(limits + block * kLanes, end);
+                    if (limits) store(limits + block * kLanes, end);
                     for_each_group(scene.channels, [&](int64_t first, auto group) {
                         constexpr int C = decltype(group)::value;
                         Vec<T> total = T(epsilon), drawn[C];
@@ -241,7 +241,7 @@ const char* forward(As<Form>, const Scene<T>& scene, int num_terms, double epsil
                             total += w;
                             for (int k = 0; k < C; ++k) drawn[k] = multiply_add<T>(color[k], w, drawn[k]);
                         }
-                        store(totals + block * kLanes, total);
+                        if (totals) store(totals + block * kLanes, total);
                         for (auto& channel : drawn) channel = channel / total;
                         write_block<T, C>(scene, drawn, first, row, col, image);
                     });

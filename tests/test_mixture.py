@@ -94,7 +94,14 @@ def test_mixture_gradient_passes_gradcheck(device):
 def test_mixture_operator_is_well_formed(device, top_k):
     scene = fields(leaves(random_gaussians(9, 10, 13).to(device), torch.float32))
     operator = torch.ops.instantgi.rasterize_mixture.default
-    torch.library.opcheck(operator, (*scene, 10, 13, top_k, 1e-4))
+    torch.library.opcheck(operator, (*scene, 10, 13, top_k, 1e-4, True))
+    constant = [field.detach() for field in scene]
+    torch.library.opcheck(operator, (*constant, 10, 13, top_k, 1e-4, False))
+    picture, *kept = operator(*constant, 10, 13, top_k, 1e-4, False)
+    assert torch.equal(picture, operator(*scene, 10, 13, top_k, 1e-4, True)[0])
+    assert [part.numel() for part in kept] == [0, 0]
+    with pytest.raises(RuntimeError, match="called without keep"):
+        operator(*scene, 10, 13, top_k, 1e-4, False)[0].sum().backward()
 
 
 def test_one_gaussian_keeps_its_color_and_fades_by_epsilon():

@@ -52,7 +52,8 @@ def rasterize_mixture(
     check_mixture(top_k, epsilon)
     gaussians = seen_from(gaussians, origin, step)
     fields = gaussians.means, gaussians.cholesky, gaussians.colors
-    return torch.ops.instantgi.rasterize_mixture(*fields, height, width, top_k, epsilon)[0]
+    keep = torch.is_grad_enabled() and any(field.requires_grad for field in fields)
+    return torch.ops.instantgi.rasterize_mixture(*fields, height, width, top_k, epsilon, keep)[0]
 
 
 def mixture_reference(
@@ -122,7 +123,8 @@ def cutoff_of(epsilon: float) -> float:
 SCENE = "Tensor means, Tensor cholesky, Tensor colors"
 torch.library.define(
     "instantgi::rasterize_mixture",
-    f"({SCENE}, int height, int width, int top_k, float epsilon) -> (Tensor, Tensor, Tensor)",
+    f"({SCENE}, int height, int width, int top_k, float epsilon, bool keep) -> "
+    "(Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "instantgi::rasterize_mixture_backward",
@@ -132,10 +134,13 @@ torch.library.define(
 
 
 @torch.library.impl("instantgi::rasterize_mixture", "cpu")
-def _(means, cholesky, colors, height, width, top_k, epsilon):
-    """The picture, and in blocks of 4x4 the exponents at which the terms end and their totals."""
+def _(means, cholesky, colors, height, width, top_k, epsilon, keep):
+    """The picture, and in blocks of 4x4 the exponents at which the terms end and their totals.
+
+    These are for the gradient: they are empty if not to be kept.
+    """
     return mixture_on_cpu(
-        means, cholesky, colors, height, width, cutoff_of(epsilon), top_k, epsilon
+        means, cholesky, colors, height, width, cutoff_of(epsilon), top_k, epsilon, keep=keep
     )
 
 
@@ -145,10 +150,11 @@ def _(grad_image, image, limits, totals, means, cholesky, colors, epsilon):
     return mixture_backward_on_cpu(grad_image, saved, means, cholesky, colors, cutoff_of(epsilon))
 
 
-def rasterize_mixture_cuda(means, cholesky, colors, height, width, top_k, epsilon):
+def rasterize_mixture_cuda(means, cholesky, colors, height, width, top_k, epsilon, keep):
     check_mixture(top_k, epsilon)
     scene = _scene_on_cuda(means, cholesky, colors, height, width)
-    return cuda.rasterize_mixture(scene, cutoff_of(epsilon), top_k, epsilon)
+    image, *kept = cuda.rasterize_mixture(scene, cutoff_of(epsilon), top_k, epsilon)
+    return image, *(kept if keep else (part.new_empty(0) for part in kept))
 
 
 torch.library.impl("instantgi::rasterize_mixture", "cuda", rasterize_mixture_cuda)
@@ -184,12 +190,14 @@ def mixture_on_cpu(
     top_k: int,
     epsilon: float,
     published: bool = False,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the operator returns; with `published` the shapes are covariances."""
     check_mixture(top_k, epsilon)
     scene = _scene(means, shapes, colors, height, width, published)
     image = colors.new_empty(colors.shape[1], height, width)
-    limits, totals = (colors.new_empty(-(-height // 4) * -(-width // 4) * 16) for _ in range(2))
+    num_kept = _num_kept(height, width, keep)
+    limits, totals = (colors.new_empty(num_kept) for _ in range(2))
     call_cpu("rasterize_mixture", *scene, cutoff, top_k, epsilon, image, limits, totals)
     return image, limits, totals
 
@@ -226,11 +234,15 @@ def _scene_on_cuda(means, cholesky, colors, height, width):
     return *_scene(means, cholesky, colors, height, width, False)[2:], None
 
 
+def _num_kept(height, width, keep):
+    return -(-height // 4) * -(-width // 4) * 16 if keep else 0
+
+
 @torch.library.register_fake("instantgi::rasterize_mixture")
-def _(means, cholesky, colors, height, width, top_k, epsilon):
-    blocks = -(-height // 4) * -(-width // 4) * 16
+def _(means, cholesky, colors, height, width, top_k, epsilon, keep):
+    num_kept = _num_kept(height, width, keep)
     image = colors.new_empty(colors.shape[1], height, width)
-    return image, colors.new_empty(blocks), colors.new_empty(blocks)
+    return image, colors.new_empty(num_kept), colors.new_empty(num_kept)
 
 
 @torch.library.register_fake("instantgi::rasterize_mixture_backward")
@@ -246,9 +258,11 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad_image, *_):
     image, limits, totals, *scene = ctx.saved_tensors
+    if not len(limits):
+        raise RuntimeError("rasterize_mixture was called without keep, which a gradient needs")
     backward = torch.ops.instantgi.rasterize_mixture_backward
     grads = backward(grad_image, image, limits, totals, *scene, ctx.epsilon)
-    return *grads, None, None, None, None
+    return *grads, None, None, None, None, None
 
 
 torch.library.register_autograd("instantgi::rasterize_mixture", _backward, setup_context=_save)

@@ -204,7 +204,8 @@ def time_scene(device: torch.device, ceilings: dict, num: int, height: int, widt
     residual = rasterize_error(*scene, target, height, width, False, order)[0]
     mixed = with_pairs_of_the_sum(gaussians)
     mixed_scene = (mixed.means, mixed.cholesky, mixed.colors)
-    mixture = torch.ops.instantgi.rasterize_mixture(*mixed_scene, height, width, TOP_K, EPSILON)
+    drawn = *mixed_scene, height, width, TOP_K, EPSILON
+    mixture = torch.ops.instantgi.rasterize_mixture(*drawn, True)
     mixture_backward = torch.ops.instantgi.rasterize_mixture_backward
     fitter = LocalAdam(relocations=())
     fitter.start(image, gaussians, num, 0)

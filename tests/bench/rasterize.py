@@ -81,7 +81,8 @@ def measure(num: int, height: int, width: int, runs: int) -> dict[str, float]:
     residual, _ = rasterize_error(*fields, target, height, width, False)
     mixed = with_pairs_of_the_sum(gaussians)
     mixed_fields = mixed.means, mixed.cholesky, mixed.colors
-    mixture = torch.ops.instantgi.rasterize_mixture(*mixed_fields, height, width, TOP_K, EPSILON)
+    drawn = *mixed_fields, height, width, TOP_K, EPSILON
+    mixture = torch.ops.instantgi.rasterize_mixture(*drawn, True)
     mixture_backward = torch.ops.instantgi.rasterize_mixture_backward
     times = milliseconds(
         {
