@@ -372,7 +372,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "sgi_large": lambda: seeds(
         "sgi_large",
         "earth-blue-marble.jpg --num-gaussians 300000 --iterations 600 "
-        '--rows "sgi,GaussianImage,LIG,compact,LIG x10,GaussianImage x10"',
+        '--rows "sgi,GaussianImage,LIG,compact,LIG x10"',
     ),
     "rasterize": rasterizer,
     "large": large,
