@@ -5,13 +5,11 @@ Pictures are [C, H, W], not clamped; the published constants are those of the re
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.filters import blur
 from instantgi.gaussians import Gaussians
-from instantgi.metrics import C1, C2, WINDOW_TAPS, gaussian_window
+from instantgi.similarity import mean_ssim
 
 FOCAL_ALPHA, FOCAL_GAMMA = 1.0, 2.0
 SSIM_SHARE = 0.3  # the paper prints λ = 2, with which the share of SSIM would be negative
@@ -51,31 +49,8 @@ def weighted_picture_loss(
     """
     weights = (1 / (position_map.detach() + 0.01)).clamp(LEAST_WEIGHT, LARGEST_WEIGHT)
     squares = (weights * (picture - image) ** 2).mean()
-    dissimilarity = (weights * (1 - ssim_map(picture, image))).mean()
+    dissimilarity = weights.mean() - mean_ssim(picture, image, weights)
     return (1 - SSIM_SHARE) * squares + SSIM_SHARE * dissimilarity
-
-
-def ssim_map(
-    picture: Float[Tensor, "C H W"], image: Float[Tensor, "C H W"]
-) -> Float[Tensor, "C H W"]:
-    """SSIM at every pixel: window 11, deviation 1.5, zeros beyond the border, as published."""
-    # variances are differences of nearly equal numbers: half precision would leave nothing of them
-    with torch.autocast(picture.device.type, enabled=False):
-        return _ssim_map(picture, image)
-
-
-def _ssim_map(picture: Tensor, image: Tensor) -> Tensor:
-    taps = picture.new_tensor(gaussian_window(WINDOW_TAPS))
-    mean_a, mean_aa, mean_ab = blur(
-        torch.cat([picture, picture * picture, picture * image]), taps
-    ).chunk(3)
-    mean_b, mean_bb = blur(torch.cat([image, image * image]), taps).chunk(2)
-    variance_a = mean_aa - mean_a * mean_a
-    variance_b = mean_bb - mean_b * mean_b
-    covariance = mean_ab - mean_a * mean_b
-    light = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
-    return light * structure
 
 
 def scale_penalty(scales: Float[Tensor, "T 2"]) -> Float[Tensor, ""]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from instantgi import native
+from instantgi import native, similarity
 from instantgi.fit import adan, gaussianimage, local_adam
 from instantgi.models import fields
 from instantgi.points.dither import dither_map_cuda
@@ -37,6 +37,7 @@ OPERATORS = {
     "gaussianimage": gaussianimage.gaussianimage_cuda,
     "gaussianimage_backward": gaussianimage.gaussianimage_backward_cuda,
     "dither_map": dither_map_cuda,
+    "ssim": similarity.ssim_cuda,
     "describe_triangles": fields.describe_triangles_cuda,
 }
 

@@ -12,10 +12,9 @@ from instantgi.losses import (
     geometry_distance,
     relative_map_loss,
     scale_penalty,
-    ssim_map,
     weighted_picture_loss,
 )
-from instantgi.metrics import ssim
+from instantgi.similarity import ssim_map
 
 
 def test_focal_map_loss_follows_its_equation():
@@ -27,13 +26,6 @@ def test_focal_map_loss_follows_its_equation():
 def test_relative_map_loss_counts_factors():
     said, target = torch.tensor([0.08, 0.98]), torch.tensor([0.03, 0.48])
     assert_close(relative_map_loss(said, target), torch.tensor(math.log(2) ** 2))
-
-
-def test_ssim_map_is_ssim_where_the_window_fits():
-    torch.manual_seed(0)
-    a, b = torch.rand(3, 24, 31), torch.rand(3, 24, 31)
-    inner = ssim_map(a, b)[:, 5:-5, 5:-5].mean()
-    assert_close(inner, ssim(a, b), rtol=1e-4, atol=1e-5)
 
 
 def test_picture_loss_weighs_pixels_by_the_map():

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from instantgi.filters import gaussian_blur
 from instantgi.gaussians import Gaussians
-from instantgi.losses import ssim_map
 from instantgi.metrics import psnr_from_mse
 from instantgi.render.mixture import EPSILON, TOP_K, rasterize_mixture
 from instantgi.render.points import mixture_at
 from instantgi.render.published import published_mixture
 from instantgi.representations import Mixture, Representation, flat
+from instantgi.similarity import mean_ssim
 
 STAGES = 5  # half of the Gaussians, then an eighth of them four times
 INTERVAL = 500  # steps between two stages, at most
@@ -169,7 +169,7 @@ class ImageGS:
     def _whole_loss(self, count: int) -> tuple[Tensor, Tensor]:
         picture = self._draw(count)
         difference = picture - self.image
-        similarity = ssim_map(picture, self.image).mean()
+        similarity = mean_ssim(picture, self.image)
         loss = difference.abs().mean() + self.dissimilarity * (1 - similarity)
         with torch.no_grad():
             squares = difference.square().sum(dtype=torch.float64)
