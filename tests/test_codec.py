@@ -1135,10 +1135,12 @@ def test_too_many_parts_are_not_written():
         encode(Mixture(scene, stages=(*range(1, 40), 400)), 40, 60)
 
 
-def test_a_part_without_its_colors_does_not_show():
+@pytest.mark.parametrize("kind", [b"SIZE", b"LUMA", b"SHAP"])
+def test_a_stage_that_is_not_whole_does_not_show(kind):
+    """Its Gaussians are round without their shapes, and an average of them hides the others."""
     data = encode(made_in_parts("mixture"), 40, 60, profile="compact")
     second = data.index(b"HEAD", data.index(b"HEAD") + 1)
-    chunk = data.index(b"SIZE", second) - 4
+    chunk = data.index(kind, second) - 4
     coarse = open_file(data[:chunk], whole=False).made()
     assert isinstance(coarse, Mixture) and len(coarse) == 130
     assert coarse.stages == (130,)

@@ -29,7 +29,6 @@ from instantgi.codec.header import (
 from instantgi.codec.index import (
     GRID,
     HEAD,
-    LUMA_PLANE,
     NETS,
     NUM_PARTS,
     PADDING,
@@ -389,7 +388,7 @@ class File(Index):
             if self.profile == "seeds":
                 return self._decode_seeds(self.parts[0])
             made = [
-                self._decode_part(each, part, LUMA_PLANE if i else 1)
+                self._decode_part(each, part, each.least_planes(is_behind=i > 0))
                 for i, each in enumerate(self.parts)
             ]
         if self.renderer.kind == MIXTURE:
@@ -406,8 +405,7 @@ class File(Index):
     def _decode_part(
         self, part: Part, shown: tuple[float, float, float, float] | None, least: int
     ) -> Gaussians:
-        """Args: least: chunks that a block must have; gray would hide what other parts show."""
-        least = min(least, len(part.header.kinds()))
+        """Args: least: chunks that a block must have."""
         if (part.header.height, part.header.width) != (self.height, self.width):
             shown = None  # a coarser level is small, and its neighbors count too
         made = [

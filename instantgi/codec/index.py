@@ -133,9 +133,20 @@ class Part:
             return sum(self.seeds.weight(block) for block in present)
         return sum(block.num_gaussians for block in present)
 
-    def has_luma(self) -> bool:
-        """Whether any block has, or all that it will ever have."""
-        least = min(LUMA_PLANE, len(self.header.kinds()))
+    def least_planes(self, is_behind: bool) -> int:
+        """Chunks that a block must have to be shown, behind another part or as the first.
+
+        Of a level its luma: gray would hide what the levels before show. Of a stage all: in an
+        average, Gaussians that are round so far push those aside that have their shapes.
+        """
+        num = len(self.header.kinds())
+        if not is_behind:
+            return 1
+        return num if self.header.renderer.kind == MIXTURE else min(LUMA_PLANE, num)
+
+    def shows(self) -> bool:
+        """Whether any block of it does, behind another part."""
+        least = self.least_planes(is_behind=True)
         return self.is_whole or any(len(found) >= least for found in self.planes.values())
 
 
@@ -202,7 +213,7 @@ class Index:
             for part in self.parts[:-1]:
                 if not part.is_whole:
                     raise FormatError("is damaged: a part ends early, and another follows")
-            if not whole and len(self.parts) > 1 and not self.parts[-1].has_luma():
+            if not whole and len(self.parts) > 1 and not self.parts[-1].shows():
                 self.parts.pop()  # nothing to show yet, but a size, and as a level its lowest value
                 last, end = self.parts[-1].header, None
         self.profile, self.steps, self.renderer = last.profile, last.steps, last.renderer

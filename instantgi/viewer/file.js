@@ -169,8 +169,9 @@ function checkParts(headers) {
 
 // --- parts ---------------------------------------------------------------------------------------
 
-// A block that lacks its first chunk is not drawn; one of a part behind another, from its luma on:
-// gray would hide what the parts before show.
+// A block that lacks its first chunk is not drawn. Behind another part a level's is from its luma on,
+// since gray would hide what is below, and a stage's once it is whole: in an average, Gaussians that
+// are round so far push aside those that have their shapes.
 function partOf(header, needed, isBehind) {
   const { profile, channels } = header;
   if (profile === "seeds") return partOfSeeds(header, needed);
@@ -178,7 +179,8 @@ function partOf(header, needed, isBehind) {
   const kinds = profile === "lossless" ? ["FULL"] : kindsOf(channels);
   const isWhole = needed.length === kinds.length * all.length;
   const begun = withPayloads(all, needed, kinds).filter(({ planes }) => planes);
-  const least = Math.min(isBehind ? LUMA_PLANE : 1, kinds.length);
+  const behind = header.renderer === "mixture" ? kinds.length : Math.min(LUMA_PLANE, kinds.length);
+  const least = isBehind ? behind : 1;
   const blocks = begun.filter(({ planes }) => planes >= least);
   const num = numOf(blocks);
   const part = { header, num, weight: numOf(begun), isWhole, missing: missingOf(blocks, kinds) };
