@@ -13,9 +13,10 @@ export class Decoding {
     this.giveUp = () => {};
   }
 
-  // The answer of `answer` to a question; null if the decoding is ended before.
-  ask(question) {
-    const answered = this.isIdle.then(() => this.exchange(question));
+  // The answer of `answer` to a question; null if the decoding is ended before, or when its turn
+  // comes it is no longer wanted.
+  ask(question, isWanted = () => true) {
+    const answered = this.isIdle.then(() => (isWanted() ? this.exchange(question) : null));
     this.isIdle = answered.catch(() => {});
     return answered;
   }

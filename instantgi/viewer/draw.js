@@ -5,7 +5,9 @@ import { listTiles } from "./tiles.js";
 
 const MOST_SAMPLES = 2 ** 23; // pixels of a floating point target
 const MOST_COMPARED = 2 ** 26; // pixels of a picture that is compared with an original
-const MOST_PAIRS = 2e10; // of a Gaussian and a pixel that it may reach: more would hang the computer
+// Of a Gaussian and a pixel that it may reach: more would hang the computer, some 10 s without a card.
+const MOST_PAIRS = 2e10;
+const MOST_PAIRS_IN_SOFTWARE = 1e9;
 const CUTOFF = Math.log2(255);
 
 // This browser cannot draw; the message says why.
@@ -19,6 +21,7 @@ export class Drawing {
     this.format = floatFormat(gl);
     this.isHalf = this.format === gl.RGBA16F;
     this.isSoftware = /swiftshader|llvmpipe|softpipe|software|basic render/i.test(nameOf(gl));
+    this.mostPairs = this.isSoftware ? MOST_PAIRS_IN_SOFTWARE : MOST_PAIRS;
     this.programs = new Map();
     this.targets = new Map();
     this.empty = gl.createVertexArray();
@@ -80,6 +83,10 @@ export class Drawing {
     const [wide, high] = [box.width, box.height].map((side) => Math.ceil(side / shown.blocks));
     const samples = shown.blocks > 1 ? 1 : samplesOf(view.scale, wide * high);
     const scale = (view.scale * samples) / shown.blocks;
+    if (shown.blocks > 1) { // what is refused at rest is not begun while it moves
+      const most = samplesOf(view.scale, box.width * box.height);
+      this.refuseTooMuch(shown.counts, box.width * most, box.height * most, origin, view.scale * most);
+    }
     const drawn = wide && high
       ? this.render(shown.counts, wide * samples, high * samples, origin, scale)
       : { texture: this.blank };
@@ -127,6 +134,13 @@ export class Drawing {
     gl.disable(gl.SCISSOR_TEST);
   }
 
+  clear(color) {
+    const { gl } = this;
+    gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+    gl.clearColor(...color, 1);
+    gl.clear(gl.COLOR_BUFFER_BIT);
+  }
+
   // --- the picture -------------------------------------------------------------------------------
 
   // A floating point target whose lower left corner holds width x height pixels of the picture, of
@@ -144,7 +158,7 @@ export class Drawing {
   // Bytes are hostile: a small file can hold a million Gaussians, each of the size of the picture.
   refuseTooMuch(counts, width, height, origin, scale) {
     const { picture } = this;
-    if (counts.reduce((sum, count) => sum + count, 0) * width * height <= MOST_PAIRS) return;
+    if (counts.reduce((sum, count) => sum + count, 0) * width * height <= this.mostPairs) return;
     const corner = origin.map((value) => value * scale);
     let pairs = 0;
     picture.parts.forEach(({ header, gaussians }, i) => {
@@ -152,7 +166,7 @@ export class Drawing {
       const radius = Math.sqrt(1.39 * (CUTOFF - Math.log2(header.epsilon ?? 1)));
       pairs += countPairs(gaussians, counts[i], [width, height], corner, ratio.map((r) => r * scale), radius);
     });
-    if (pairs > MOST_PAIRS) {
+    if (pairs > this.mostPairs) {
       throw new Unsupported("These Gaussians are too many and too large to be drawn at once. Show fewer, or a smaller part.");
     }
   }
@@ -448,18 +462,15 @@ function forget(gl, parts) {
 const sides = ({ width, height }) => [width, height];
 
 // Pixels in the boxes around the first `count` ellipses, within a target.
-function countPairs({ geometry }, count, size, corner, scale, radius) {
+function countPairs({ geometry }, count, [width, height], [left, top], scale, radius) {
   let pairs = 0;
-  for (let n = 0; n < count; n++) {
-    const at = 5 * n;
-    let area = 1;
-    for (let axis = 0; axis < 2; axis++) {
-      const reach = radius * (axis ? Math.hypot(geometry[at + 3], geometry[at + 4]) : Math.abs(geometry[at + 2]));
-      const begin = (geometry[at + axis] - reach) * scale[axis] - corner[axis];
-      const end = begin + 2 * reach * scale[axis];
-      area *= Math.max(0, Math.min(end, size[axis]) - Math.max(begin, 0));
-    }
-    pairs += area || 0;
+  for (let at = 0; at < 5 * count; at += 5) { // each frame, of a million: without Math.hypot
+    const [x, y] = [geometry[at] * scale[0] - left, geometry[at + 1] * scale[1] - top];
+    const reachX = radius * scale[0] * Math.abs(geometry[at + 2]);
+    const reachY = radius * scale[1] * Math.sqrt(geometry[at + 3] ** 2 + geometry[at + 4] ** 2);
+    const wide = Math.min(x + reachX, width) - Math.max(x - reachX, 0);
+    const high = Math.min(y + reachY, height) - Math.max(y - reachY, 0);
+    if (wide > 0 && high > 0) pairs += wide * high;
   }
   return pairs;
 }

@@ -75,9 +75,10 @@ function withGaussians({ file, made }) {
 // Another choice of numbers, unless the slider has moved on.
 async function openStep(step) {
   const mine = decoding;
+  const isWanted = () => mine === decoding && step === state.step;
   try {
-    const found = await mine.ask({ step });
-    if (!found || mine !== decoding || step !== state.step) return;
+    const found = await mine.ask({ step }, isWanted);
+    if (!found || !isWanted()) return;
     state.file = withGaussians(found);
     drawing?.setPicture(state.file);
   } catch (error) {
@@ -92,6 +93,7 @@ function showFile() {
   if (original && !isOfSize(original, file)) setOriginal(null);
   view.show(file);
   [cost, slowness, losses] = [0, 0, 0];
+  forgetQuality();
   describe();
   if (isMuchForSoftware()) invalidate();
   else move(); // and then at rest, without the time that shaders take to be compiled
@@ -150,6 +152,7 @@ async function openOriginal(blob, name) {
 function setOriginal(bitmap) {
   state.original = bitmap;
   drawing?.setOriginal(bitmap);
+  forgetQuality();
   const canCompare = Boolean(drawing?.canCompare());
   state.split = canCompare ? 0.5 : null;
   state.errors = false;
@@ -297,7 +300,7 @@ function drawFrame() {
   isDue = false;
   if (!drawing || !state.file) return;
   if (isMoving && isMuchForSoftware()) return moveCanvas(); // and draw at rest
-  const frame = { began: performance.now(), atRest: !isMoving };
+  const frame = { began: performance.now(), atRest: !isMoving, of: decoding };
   const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : leastBlocks();
   try {
     const dots = devicePixelRatio;
@@ -308,6 +311,7 @@ function drawFrame() {
     });
   } catch (error) {
     hasFailed = true;
+    drawing.clear(GROUND); // not the picture before, under another name
     complain(error, state.name);
     return;
   }
@@ -334,31 +338,39 @@ function moveCanvas() {
 const leastBlocks = () => (losses > 1 ? Math.min(4 * (losses - 1), 12) : 1);
 
 const channel = new MessageChannel(); // a timer would wait for 4 ms
+const PATIENT = 1000; // questions without one: some milliseconds
 
 function awaitFence(frame) {
   const { gl } = drawing;
+  let asked = 0;
+  const askAgain = () => channel.port2.postMessage(null);
   channel.port1.onmessage = () => {
     if (!fence || gl.isContextLost()) return; // the page hears of it, and draws again
     if (gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) {
-      channel.port2.postMessage(null);
+      if (++asked < PATIENT) askAgain();
+      else setTimeout(askAgain, 4); // a slow frame: leave the processor to what draws it
       return;
     }
     gl.deleteSync(fence);
     fence = null;
     finishFrame(performance.now() - frame.began, frame);
   };
-  channel.port2.postMessage(null);
+  askAgain();
 }
 
-function finishFrame(milliseconds, { blocks, atRest }) {
+function finishFrame(milliseconds, { blocks, atRest, of }) {
+  if (of === decoding) measured(milliseconds, blocks, atRest); // else it was of the file before
+  if (isDue) requestAnimationFrame(drawFrame);
+  else if (!isMoving) scheduleQuality();
+}
+
+function measured(milliseconds, blocks, atRest) {
   cost = milliseconds * blocks ** 2;
   if (atRest && blocks === 1 && milliseconds > SLOW !== slowness > 0) {
     slowness = milliseconds > SLOW ? milliseconds : 0;
     showNotes();
   }
   find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
-  if (isDue) requestAnimationFrame(drawFrame);
-  else if (!isMoving) scheduleQuality();
 }
 
 let timer = 0;
@@ -366,16 +378,26 @@ let timer = 0;
 // The PSNR is of the whole picture: once nothing moves.
 function scheduleQuality() {
   clearTimeout(timer);
+  timer = 0;
   if (leastBlocks() > 1) return;
   timer = setTimeout(() => {
+    timer = 0;
     try {
       const compared = drawing?.compare(counts());
       if (!compared) return; // there is no original, or none any more
       find("quality").textContent = Number.isFinite(compared.psnr) ? `${compared.psnr.toFixed(2)} dB` : "lossless";
     } catch (error) {
-      complain(error, state.name);
+      forgetQuality();
+      if (!(error instanceof Unsupported)) complain(error, state.name); // what is seen may be drawn
     }
   }, 200);
+}
+
+// It was of another picture.
+function forgetQuality() {
+  clearTimeout(timer);
+  timer = 0;
+  find("quality").textContent = "–";
 }
 
 function startDrawing() {
@@ -553,8 +575,9 @@ find("count").oninput = ({ target }) => {
 };
 find("step").oninput = ({ target }) => {
   state.step = Number(target.value);
-  if (state.file.byParts) invalidate();
-  else openStep(state.step);
+  if (state.file.byParts) return invalidate();
+  showControls(); // now: numbers may take seconds
+  openStep(state.step);
 };
 find("open").onclick = () => find("files").click();
 find("files").onchange = async ({ target }) => {
@@ -600,6 +623,7 @@ globalThis.instantgi = {
   view,
   redraw: invalidate,
   idle: () => decoding?.isIdle, // once what was asked for is decoded
+  isAtRest: () => !(isDue || fence || isMoving || timer || opening), // and drawn, and compared
   gaussians: () => state.file.parts.map(({ gaussians }) => gaussians),
   pixels: (x, y, width, height, scale) => drawing.pixels(counts(), x, y, width, height, scale),
 };
