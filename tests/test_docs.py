@@ -191,6 +191,21 @@ def test_the_example_of_training_runs(workplace: Path, capsys: pytest.CaptureFix
                  "made/network"]) == 0  # fmt: skip
 
 
+def test_curves_of_a_run_are_drawn(tmp_path: Path):
+    run_script = runpy.run_path(str(ROOT / "docs" / "run_curves.py"))
+    rows = [
+        {"step": "0", "train/loss": "2", "train/map": "1", "val/psnr": ""},
+        {"step": "5", "train/loss": "", "train/map": "", "val/psnr": "30"},
+    ]
+    rows = [
+        row | dict.fromkeys(("val/psnr_solved", "val/psnr_20"), row["val/psnr"]) for row in rows
+    ]
+    for name in ("first.svg", "second.svg"):
+        run_script["draw_curves"](rows, tmp_path / name)
+    first, second = ((tmp_path / name).read_bytes() for name in ("first.svg", "second.svg"))
+    assert first == second and b"<svg" in first
+
+
 # --- links and names -----------------------------------------------------------------------------
 
 
