@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from instantgi.codec import Metadata, encode, open_file
+from instantgi.codec.header import MOST_GAUSSIANS
 from instantgi.codec.index import software
 from instantgi.files import replace_on_success
 from instantgi.fit import (
@@ -151,13 +152,14 @@ def run_stages(
 
     height, width = image.shape[1:]
     limits = (height, width, recipe.iterations, recipe.seconds)
+    wanted = _wanted(height, width, recipe)
     began = time.perf_counter()
     fitted = fit_image(
         image,
         # a random start is drawn again: through `init` its parameters would come back rounded
         init=None if stage.name == "random" else stage.gaussians,
         method=network_fit(expected_steps(*limits)) if "network" in names else recipe.make_fitter(),
-        num_gaussians=_wanted(image, recipe, stage),
+        num_gaussians=None if wanted is None else max(wanted, len(stage.gaussians)),
         iterations=recipe.iterations,
         seconds=recipe.seconds,
         psnr=recipe.psnr,
@@ -170,22 +172,21 @@ def run_stages(
     yield _timed("fit", began + aside, fitted, steps)
 
 
-def _count(image: Tensor, recipe: Recipe) -> int:
+def _count(height: int, width: int, recipe: Recipe) -> int:
     """As many Gaussians as are asked for, or usual."""
-    height, width = image.shape[1:]
     usual = default_count(height, width, recipe.patch_size)
     return usual if recipe.num_gaussians is None else recipe.num_gaussians
 
 
-def _wanted(image: Tensor, recipe: Recipe, stage: Stage) -> int | None:
-    """How many Gaussians a fit that begins with fewer ends with; None for those of the start."""
-    if stage.name == "random":
-        return _count(image, recipe)
+def _wanted(height: int, width: int, recipe: Recipe) -> int | None:
+    """How many Gaussians a fit that begins with fewer ends with; None for those of the start.
+
+    A result that is fitted on says how many it was to have.
+    """
     if recipe.init is None:
-        return None
-    made = open_file(recipe.init).metadata.recipe or {}
-    wanted = made.get("num_gaussians")
-    return max(wanted, len(stage.gaussians)) if isinstance(wanted, int) else None
+        return None if recipe.method == "instantgi" else _count(height, width, recipe)
+    found = (open_file(recipe.init).metadata.recipe or {}).get("num_gaussians")
+    return found if isinstance(found, int) and 0 < found <= MOST_GAUSSIANS else None
 
 
 def _better(image: Tensor, start: Representation, fitted: Representation) -> Representation:
@@ -200,7 +201,7 @@ def _better(image: Tensor, start: Representation, fitted: Representation) -> Rep
 def _start_stages(image: Tensor, recipe: Recipe) -> Iterator[Stage]:
     """Where the fit starts: from a file, from the picture's gradient, or as the method has it."""
     height, width = image.shape[1:]
-    count, num = recipe.num_gaussians, _count(image, recipe)
+    count, num = recipe.num_gaussians, _count(height, width, recipe)
     limits = (height, width, recipe.iterations, recipe.seconds)
     start = recipe.start
     if start == "auto":
@@ -340,7 +341,8 @@ def infer_image(
             snapshots = progress.iteration // snapshot_every
             folder.mkdir(exist_ok=True)
             made = progress.fitter.gaussians()
-            _save(folder / SNAPSHOT, made, (height, width), _metadata(recipe, progress.iteration))
+            metadata = _metadata(recipe, height, width, progress.iteration)
+            _save(folder / SNAPSHOT, made, (height, width), metadata)
         if on_progress:
             on_progress(progress)
 
@@ -372,7 +374,8 @@ def infer_image(
         "curve": [(steps, round(at, 4), round(level, 4)) for steps, at, level in curve.whole()],
     }
     with replace_folder(folder, RESULTS) as partial:
-        gaussians, metadata = stage.gaussians.to("cpu"), _metadata(recipe, stage.iterations)
+        gaussians = stage.gaussians.to("cpu")
+        metadata = _metadata(recipe, height, width, stage.iterations)
         if keep_metadata:
             metadata = dataclasses.replace(metadata, **read_metadata(path))
         _save(partial / GAUSSIANS, gaussians, (height, width), metadata)
@@ -386,11 +389,12 @@ def infer_image(
     return report
 
 
-def _metadata(recipe: Recipe, iterations: int) -> Metadata:
+def _metadata(recipe: Recipe, height: int, width: int, iterations: int) -> Metadata:
     """How a result was made, without the names of files on this machine."""
     made = {"method": recipe.method, "iterations": iterations, "seed": recipe.seed}
-    if recipe.num_gaussians is not None:
-        made["num_gaussians"] = recipe.num_gaussians
+    num = recipe.num_gaussians or _wanted(height, width, recipe)
+    if num is not None:
+        made["num_gaussians"] = num
     if recipe.rate is not None:
         made["lambda"] = recipe.rate
     return dataclasses.replace(software(), recipe=made)

@@ -15,7 +15,8 @@ from PIL import Image
 from instantgi import __version__, cli, fit
 from instantgi.cli import build_parser, main
 from instantgi.codec import open_file
-from instantgi.fit import SGI
+from instantgi.fit import SGI, default_count
+from instantgi.images import read_image
 from instantgi.infer import STARTS, Recipe
 from instantgi.native import instruction_set
 
@@ -106,16 +107,20 @@ def test_what_a_bit_costs_is_said_to_sgi_alone(picture, capsys):
     assert isinstance(fitter, SGI) and fitter.rate == 0.1
 
 
+@pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("method", ["lig", "imagegs"])
-def test_methods_that_grow_go_on_from_a_snapshot(picture, tmp_path, method):
+def test_methods_that_grow_go_on_from_a_snapshot(picture, tmp_path, method, given):
     words = ["fit", str(picture), "--method", method, "--quiet", "--iterations"]
     out = tmp_path / "out"
-    count = ["--num-gaussians", "96"]
+    count = ["--num-gaussians", "96"] if given else []
     assert main([*words, "1", *count, "--snapshot-every", "1", "-o", str(out)]) == 0
-    file = str(out / "scene" / "gaussians.gi")
-    assert main([*words, "30", "--init", file, "-o", str(tmp_path / "next")]) == 0
-    report = json.loads((tmp_path / "next" / "scene" / "report.json").read_text())
-    assert report["num_gaussians"] == 96
+    wanted = 96 if given else default_count(*read_image(picture).shape[1:])
+    for _ in range(2):  # what goes on from what went on, too
+        file = str(out / "scene" / "gaussians.gi")
+        out = out / "next"
+        assert main([*words, "30", "--init", file, "-o", str(out)]) == 0
+    report = json.loads((out / "scene" / "report.json").read_text())
+    assert report["num_gaussians"] == wanted
 
 
 def test_an_unknown_network_and_no_cuda_are_said_in_one_line(picture, capsys):

@@ -1,12 +1,16 @@
+import dataclasses
 import gc
 import math
 import weakref
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from scenes import random_gaussians
+from torch.testing import assert_close
 
+from instantgi.codec import decode, encode
 from instantgi.fit import (
     LIG,
     METHODS,
@@ -16,6 +20,7 @@ from instantgi.fit import (
     default_count,
     fit_image,
     heuristic_start,
+    imagegs,
     solve_colors,
 )
 from instantgi.fit.adan import Adan
@@ -29,7 +34,7 @@ from instantgi.points.gradient import gradient_map
 from instantgi.render import rasterize, rasterize_reference
 from instantgi.render.draw import draw
 from instantgi.render.reference import weights_reference
-from instantgi.representations import Levels, flat
+from instantgi.representations import Levels, Mixture, flat
 
 PICTURE = Path(__file__).parents[1] / "assets" / "kodim23.png"
 
@@ -664,6 +669,89 @@ def test_imagegs_goes_on_growing_where_it_was():
     made = fit_image(image, early, method=ImageGS(), num_gaussians=400, iterations=100)
     assert made.stages == (200, 250, 300, 350, 400)
     assert fit_image(image, early, method=ImageGS(), iterations=100).stages == (200, 250)
+
+
+def test_imagegs_grows_by_what_is_missing():
+    image = picture(48, 64)
+    made = fit_image(image, method=ImageGS(top_k=3), num_gaussians=400, iterations=20)
+    again = fit_image(image, made, method=ImageGS(), num_gaussians=800, iterations=20)
+    assert again.stages[-1] == 800 and again.stages[:-1] == made.stages
+    assert again.top_k == 3
+    begun = dataclasses.replace(made, gaussians=made.gaussians[:250], stages=(200, 250))
+    grown = fit_image(image, begun, method=ImageGS(top_k=5), num_gaussians=1000, iterations=60)
+    assert grown.stages == (200, 250, 500, 750, 1000) and grown.top_k == 5
+
+
+@pytest.mark.parametrize("method, counts", [("lig", [50, 350]), ("imagegs", [200, 50, 50, 50, 50])])
+def test_patience_goes_on_to_the_next_stage(method, counts):
+    image, seen = picture(32, 40), []
+    options = {"num_gaussians": 400, "patience": 20, "on_progress": seen.append}
+    made = fit_image(image, method=method, **options)
+    if isinstance(made, Levels):
+        assert [len(level.gaussians) for level in made.levels] == counts
+    else:
+        assert isinstance(made, Mixture)
+        assert list(made.stages) == [sum(counts[: k + 1]) for k in range(5)]
+    assert seen[-1].psnr > 15
+
+
+def test_samples_are_drawn_mostly_evenly():
+    """The paper's λ, 0.8, is the share that is even."""
+    image = torch.full((3, 10, 100), 0.5)
+    image[:, :, 50:] = 0.9
+    fitter = ImageGS(samples=10)
+    fitter.start(image, None, 20, seed=0)
+    columns = fitter.sampling.view(10, 100).sum(0)
+    assert_close(columns[[49, 50]].sum(), torch.tensor(0.2 + 0.8 * 2 / 100, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("samples", [None, 60])
+def test_rates_of_imagegs_fall_on_a_plateau(samples, monkeypatch):
+    monkeypatch.setattr(imagegs, "CHECK_EVERY", 3)
+    monkeypatch.setattr(imagegs, "PATIENCE", 9)
+    image = torch.full((3, 12, 12), 0.5)
+    fitter = ImageGS(samples=samples, rates=(0.0, 0.0, 0.0, 0.0))
+    fitter.start(image, None, 1, seed=0)
+    for _ in range(15):
+        fitter.step(1.0)
+    assert fitter.is_slow
+    fitter = ImageGS(prefixes=0.99)
+    fitter.start(image, None, 40, seed=0)
+    for progress in torch.linspace(0, 1, 60):
+        fitter.step(float(progress))
+    assert fitter.looked_at == 0 or fitter.best[0] > 0  # only whole mixtures are looked at
+
+
+@pytest.mark.parametrize(
+    "make, text",
+    [
+        (lambda: ImageGS(samples=0), "samples must be at least 1, got 0"),
+        (lambda: ImageGS(uniform=2), "uniform must be from 0 to 1, got 2"),
+        (lambda: ImageGS(prefixes=1), "prefixes must be from 0 to below 1, got 1"),
+        (lambda: ImageGS(top_k=0), "top_k must be from 1 to 32, got 0"),
+        (lambda: LIG(cast(Any, math.pi)), "levels must be a whole number from 1 to 8, got 3.14"),
+        (lambda: LIG(first_share=0), "first_share must be above 0 and at most 1, got 0"),
+    ],
+)
+def test_wrong_choices_of_a_method_are_named(make, text, without_shape_checks):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+def test_levels_share_as_the_code_or_as_the_text_has_it():
+    assert split_count(900_000, 2) == [112_500, 787_500]  # an eighth
+    assert split_count(900_000, 2, 4 / 9) == [100_000, 800_000]  # a ninth
+    fitter = LIG(first_share=4 / 9)
+    fitter.start(picture(30, 40), None, 900, seed=0)
+    assert fitter.counts == [100, 800]
+
+
+def test_levels_that_are_fitted_on_begin_as_they_were():
+    image = picture(44, 70)
+    made = fit_image(image, method="lig", num_gaussians=500, iterations=60)
+    rounded = decode(encode(made, 44, 70, profile="fast"))
+    again = fit_image(image, rounded, method="lig", iterations=0)
+    assert_close(draw(again, 44, 70), draw(rounded, 44, 70), rtol=0, atol=1e-4)
 
 
 def test_imagegs_starts_from_a_sum_with_colors_of_the_picture():

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from instantgi.gaussians import Gaussians
 from instantgi.render import mixture_at, rasterize, rasterize_mixture, sum_at
+from instantgi.render.draw import draw
 from instantgi.render.mixture import mixture_reference
 from instantgi.render.points import SUM, values_at_reference
 from instantgi.render.published import (
@@ -16,6 +17,7 @@ from instantgi.render.published import (
     published_sum_reference,
 )
 from instantgi.render.reference import pixel_centers
+from instantgi.representations import Level, Levels
 
 SCENES = [(0, 5, 7, 3), (1, 1, 1, 1), (40, 24, 31, 3), (300, 33, 47, 4), (200, 20, 70, 7)]
 
@@ -227,9 +229,9 @@ def test_points_at_pixel_centers_are_the_picture(device):
     scene = random_gaussians(400, 37, 61, scales=(0.5, 5)).to(device)
     points = pixel_centers(37, 61).reshape(-1, 2).to(device)
     order = torch.randperm(len(points), generator=torch.Generator().manual_seed(0)).to(device)
-    for at, draw in ((sum_at, rasterize), (mixture_at, rasterize_mixture)):
+    for at, rasterized in ((sum_at, rasterize), (mixture_at, rasterize_mixture)):
         values = at(scene, points[order])
-        assert_close(values, draw(scene, 37, 61).flatten(1).T[order], rtol=1e-5, atol=1e-5)
+        assert_close(values, rasterized(scene, 37, 61).flatten(1).T[order], rtol=1e-5, atol=1e-5)
 
 
 def test_points_may_be_none_equal_or_far_away(device):
@@ -322,6 +324,19 @@ def test_published_pictures_match_their_definitions(draw, define, num, height, w
         for one, other in zip(grads, wanted, strict=True):
             # 0.99 instead of 0.999 in the gradient of colors, as published
             assert_close(one.double(), other, rtol=0.01, atol=0.01 * float(other.abs().max()))
+
+
+def test_published_pictures_are_drawn_on_the_cpu_and_whole():
+    scene = Gaussians(torch.zeros(1, 2), torch.tensor([[4.0, 0, 4]]), torch.ones(1, 3))
+    means, shapes, colors = (field.to("meta") for field in fields(scene))
+    for draw_published in (published_sum, published_mixture):
+        with pytest.raises(ValueError, match="on the CPU only, not on meta: --device cpu"):
+            draw_published(means, shapes, colors, 8, 8)
+    level = Levels((Level(scene, 20, 20, is_published=True),))
+    assert draw(level, 20, 20).shape == (3, 20, 20)
+    for options in ({"origin": (16.0, 0.0)}, {"step": (0.5, 0.5)}):
+        with pytest.raises(ValueError, match="is drawn whole and at its own size only"):
+            draw(level, 20, 20, **options)
 
 
 def test_published_values_of_the_method_sheets():

@@ -10,7 +10,7 @@ from torch import Tensor
 from instantgi.filters import gaussian_blur
 from instantgi.gaussians import Gaussians
 from instantgi.metrics import psnr_from_mse
-from instantgi.render.mixture import EPSILON, TOP_K, rasterize_mixture
+from instantgi.render.mixture import EPSILON, TOP_K, check_mixture, rasterize_mixture
 from instantgi.render.points import mixture_at
 from instantgi.render.published import published_mixture
 from instantgi.representations import Mixture, Representation, flat
@@ -22,6 +22,7 @@ SHARE = 0.1  # of a fit between two stages, at most
 PATIENCE, CHECK_EVERY = 1000, 100  # steps
 BETTER_PSNR, BETTER_SSIM = 0.1, 0.001
 INITIAL_SCALE = 5.0  # px
+EVENLY = 0.8  # share of the sampled pixels that is spread evenly, the paper's λ of optimisation
 PARAMETERS = ("positions", "inverse_scales", "rotations", "colors")
 
 
@@ -66,12 +67,14 @@ class ImageGS:
 
     Args:
         paper: see above.
-        samples: pixels of a step, drawn by the gradient (a share of 0.2 evenly), on which the mean
-            of |C − I| is taken instead of the whole picture; None for that.
+        samples: pixels of a step, drawn by the gradient (a share of 0.8 evenly), on which the mean
+            of |C − I| is taken instead of the whole picture; None for that. Rates then fall by the
+            PSNR that the samples say, the mean of so many steps.
         grids: hold parameters on grids during the fit, with straight-through gradients.
         prefixes: share of the steps that fit the Gaussians of an earlier stage alone, so that
             they stay a good coarser picture.
-        top_k, epsilon: of the mixture.
+        top_k, epsilon: of the mixture; by default those of the mixture that a fit goes on from,
+            or 10 and 1e-4.
         uniform: share of the start that is spread evenly.
         dissimilarity: weight of 1 − SSIM.
     """
@@ -83,16 +86,23 @@ class ImageGS:
         samples: int | None = None,
         grids: Grids | None = None,
         prefixes: float = 0.0,
-        top_k: int = TOP_K,
-        epsilon: float = EPSILON,
+        top_k: int | None = None,
+        epsilon: float | None = None,
         uniform: float = 0.3,
         dissimilarity: float = 0.1,
         rates: tuple[float, float, float, float] = (5e-4, 2e-3, 2e-3, 5e-3),
     ):
         if paper and samples is not None:
             raise ValueError("samples are of the text, paper=True is of the code: choose one")
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        if not 0 <= uniform <= 1:
+            raise ValueError(f"uniform must be from 0 to 1, got {uniform}")
+        if not 0 <= prefixes < 1:
+            raise ValueError(f"prefixes must be from 0 to below 1, got {prefixes}")
+        check_mixture(TOP_K if top_k is None else top_k, EPSILON if epsilon is None else epsilon)
         self.paper, self.samples, self.grids, self.prefixes = paper, samples, grids, prefixes
-        self.top_k, self.epsilon, self.uniform = top_k, epsilon, uniform
+        self.given, self.uniform = (top_k, epsilon), uniform
         self.dissimilarity, self.rates = dissimilarity, rates
 
     def start(
@@ -101,6 +111,11 @@ class ImageGS:
         self.image = image.detach().float()
         self.height, self.width = image.shape[1:]
         self.random = torch.Generator().manual_seed(seed)
+        top_k, epsilon = (
+            (init.top_k, init.epsilon) if isinstance(init, Mixture) else (TOP_K, EPSILON)
+        )
+        self.top_k = top_k if self.given[0] is None else self.given[0]
+        self.epsilon = epsilon if self.given[1] is None else self.given[1]
         self.density = squared_gradient(self.image)
         if init is None:
             first = -(-num_gaussians // 2)
@@ -122,20 +137,25 @@ class ImageGS:
             ]
         )
         self.stages = list(init.stages) if isinstance(init, Mixture) else [len(parameters[0])]
-        # what was fitted before grows on only if it was to
-        grows = init is None or num_gaussians > self.stages[-1]
-        missing = num_gaussians - self.stages[0] if grows else 0
-        self.waiting = _growth(missing)[len(self.stages) - 1 :]
+        self.waiting = _growth(num_gaussians - self.stages[-1], STAGES - len(self.stages))
         self.iteration, self.is_slow, self.grown_at = 0, False, 0
-        self.best, self.improved_at = (-math.inf, -math.inf), 0
+        self.best, self.improved_at, self.looked_at = (-math.inf, -math.inf), 0, 0
+        self.recent: list[Tensor] = []  # squared errors of the last steps on samples
         share = self.density.sqrt().double().flatten()
-        self.sampling = 0.8 * share / share.sum().clamp_min(1e-12) + 0.2 / share.numel()
+        self.sampling = (1 - EVENLY) * share / share.sum().clamp_min(1e-12) + EVENLY / share.numel()
         self.sampling /= self.sampling.sum()
+
+    def next_stage(self) -> bool:
+        """Grow now, if there is something to come."""
+        if self.waiting:
+            self._grow(self.waiting.pop(0))
+            return True
+        return False
 
     def step(self, progress: float) -> Tensor:
         grown = len(self.stages)
-        if self.waiting and (self.iteration >= INTERVAL * grown or progress >= SHARE * grown):
-            self._grow(self.waiting.pop(0))
+        if self.iteration >= INTERVAL * grown or progress >= SHARE * grown:
+            self.next_stage()
         self.iteration += 1
         count = self._count()
         if self.samples is None:
@@ -173,7 +193,7 @@ class ImageGS:
         loss = difference.abs().mean() + self.dissimilarity * (1 - similarity)
         with torch.no_grad():
             squares = difference.square().sum(dtype=torch.float64)
-            if not self.waiting and self.iteration % CHECK_EVERY == 0:
+            if self._looks(count):
                 self._look(float(squares), float(similarity))
         return loss, squares
 
@@ -188,13 +208,22 @@ class ImageGS:
         difference = values - self.image.flatten(1)[:, chosen].T
         share = self.sampling[chosen]
         squares = (difference.detach().square().sum(1).double() / share).mean()
+        self.recent = [*self.recent, squares][-CHECK_EVERY:]
+        if self._looks(count):  # a mean of many steps: each sees other pixels
+            self._look(float(torch.stack(self.recent).mean()), math.inf)
         return difference.abs().mean(), squares
+
+    def _looks(self, count: int) -> bool:
+        """Whether this step, which draws so many Gaussians, tells how good the picture is."""
+        is_whole = not self.waiting and count == self.stages[-1]
+        return is_whole and self.iteration - self.looked_at >= CHECK_EVERY
 
     def _look(self, squares: float, similarity: float) -> None:
         """A tenth of the rates, once, after a while without a better picture."""
+        self.looked_at = self.iteration
         decibels = psnr_from_mse(squares / self.image.numel())
-        is_better = (
-            decibels > self.best[0] + BETTER_PSNR and similarity > self.best[1] + BETTER_SSIM
+        is_better = decibels > self.best[0] + BETTER_PSNR and (
+            similarity == math.inf or similarity > self.best[1] + BETTER_SSIM
         )
         if is_better:
             self.best, self.improved_at = (decibels, similarity), self.iteration
@@ -339,10 +368,11 @@ def on_grid(value: Tensor, bits: int) -> Tensor:
     return value + (rounded - value).detach()
 
 
-def _growth(num: int) -> list[int]:
-    """How many Gaussians each later stage adds."""
-    each = -(-num // (STAGES - 1))
-    counts = [min(each, num - each * i) for i in range(STAGES - 1)]
+def _growth(missing: int, stages: int) -> list[int]:
+    """How many Gaussians each of so many later stages adds; one has them all if none is left."""
+    stages = max(1, stages)
+    each = -(-max(0, missing) // stages)
+    counts = [min(each, missing - each * i) for i in range(stages)]
     return [count for count in counts if count > 0]
 
 

@@ -39,12 +39,24 @@ class LIG:
     Args:
         levels: at least 1; fewer where a level would have no pixel or Gaussian.
         paper: see above.
+        first_share: of what its pixels would give a level before the last one; 1/2, or 4/9 for the
+            ninth that the text says.
     """
 
-    def __init__(self, levels: int = 2, *, paper: bool = False, rate: float = RATE):
-        if not 1 <= levels <= 8:
-            raise ValueError(f"levels must be from 1 to 8, got {levels}")
+    def __init__(
+        self,
+        levels: int = 2,
+        *,
+        paper: bool = False,
+        rate: float = RATE,
+        first_share: float = FIRST_SHARE,
+    ):
+        if not isinstance(levels, int) or not 1 <= levels <= 8:
+            raise ValueError(f"levels must be a whole number from 1 to 8, got {levels}")
+        if not 0 < first_share <= 1:
+            raise ValueError(f"first_share must be above 0 and at most 1, got {first_share}")
         self.num_levels, self.paper, self.rate = levels, paper, rate
+        self.first_share = first_share
 
     def start(
         self, image: Tensor, init: Representation | None, num_gaussians: int, seed: int
@@ -52,19 +64,26 @@ class LIG:
         self.image = image.detach().float()
         self.random = torch.Generator().manual_seed(seed)
         if init is not None:
-            self._continue(init)
+            self._continue(init, num_gaussians)
             return
-        self.counts = split_count(num_gaussians, self._possible_levels(num_gaussians))
+        levels = self._possible_levels(num_gaussians)
+        self.counts = split_count(num_gaussians, levels, self.first_share)
         self.done: list[Level] = []
         self._begin_level(None)
 
     def step(self, progress: float) -> Tensor:
-        begun = len(self.done) + 1
-        if begun < len(self.counts) and progress * len(self.counts) >= begun:
-            self._end_level()
-            self._begin_level(None)
+        if progress * len(self.counts) >= len(self.done) + 1:
+            self.next_stage()
         squares = self._step_published() if self.paper else self._step_valid()
         return self.lost + squares * self.scale
+
+    def next_stage(self) -> bool:
+        """Go on to the next level, if there is one."""
+        if len(self.done) + 1 == len(self.counts):
+            return False
+        self.done.append(self._level())
+        self._begin_level(None)
+        return True
 
     def gaussians(self) -> Levels:
         """All levels; those that have not begun are empty, and add nothing."""
@@ -85,7 +104,8 @@ class LIG:
         height, width = self.image.shape[1:]
         levels = self.num_levels
         while levels > 1 and (
-            min(height, width) >> (levels - 1) < 1 or min(split_count(num_gaussians, levels)) < 1
+            min(height, width) >> (levels - 1) < 1
+            or min(split_count(num_gaussians, levels, self.first_share)) < 1
         ):
             levels -= 1
         return levels
@@ -100,6 +120,9 @@ class LIG:
             target -= up_sample(tuple(self.done), (height, width), height, width)
             low, high = target.aminmax()
             self.low, self.high = float(low), max(float(high), float(low) + 1e-6)
+        if given is not None:  # its colors are in these units
+            self.low, self.high = given.low, given.high
+        if (self.low, self.high) != (0.0, 1.0):
             target.sub_(self.low).div_(self.high - self.low)
         self.height, self.width = height, width
         # what an error here is worth in the picture, and what no Gaussian of this level can give
@@ -131,16 +154,13 @@ class LIG:
         )
         self.order = order_by_place(self.means, height, width)
 
-    def _end_level(self) -> None:
-        self.done.append(self._level())
-
     def _level(self) -> Level:
         shapes = self.covariances.clone() if self.paper else cholesky_of(self.covariances)
         made = Gaussians(self.means.clone(), shapes, self.colors.clone())
         low, high = self.low, self.high
         return Level(made, self.height, self.width, low, high, self.paper)
 
-    def _continue(self, init: Representation) -> None:
+    def _continue(self, init: Representation, num_gaussians: int) -> None:
         """From levels: the last that has begun goes on. From Gaussians: they are one level."""
         init = init.detach().to(self.image)
         height, width = self.image.shape[1:]
@@ -161,8 +181,9 @@ class LIG:
         levels = len(init.levels)
         self.counts = [len(level.gaussians) for level in init.levels]
         if len(begun) < levels:
-            num = round(self.counts[0] / FIRST_SHARE * 4 ** (levels - 1))
-            self.counts[len(begun) :] = split_count(num, levels)[len(begun) :]
+            num = round(self.counts[0] / self.first_share * 4 ** (levels - 1))
+            num = num_gaussians if num_gaussians > len(init) else num
+            self.counts[len(begun) :] = split_count(num, levels, self.first_share)[len(begun) :]
         self.done = begun[:-1]
         self._begin_level(begun[-1])
 
@@ -200,10 +221,10 @@ class LIG:
         return difference.square().sum(dtype=torch.float64)
 
 
-def split_count(num_gaussians: int, levels: int) -> list[int]:
+def split_count(num_gaussians: int, levels: int, first_share: float = FIRST_SHARE) -> list[int]:
     """How many Gaussians each level gets, from coarse to fine."""
     counts = [
-        int(num_gaussians * FIRST_SHARE * 0.25 ** (levels - 1 - index))
+        int(num_gaussians * first_share * 0.25 ** (levels - 1 - index))
         for index in range(levels - 1)
     ]
     return [*counts, num_gaussians - sum(counts)]

@@ -20,7 +20,11 @@ SUMS = Literal["instantgi", "gaussianimage", "gaussianimage-rs"]
 
 @runtime_checkable
 class Fitter(Protocol[Made]):
-    """A method: its parameters and how one step moves them."""
+    """A method: its parameters and how one step moves them.
+
+    One that fits in stages may also have `next_stage() -> bool`: begin the next one now, if there
+    is any, and say whether. It is asked when the error has stalled, before the fit ends.
+    """
 
     def start(self, image: Tensor, init: Any, num_gaussians: int, seed: int) -> None:
         """Make the parameters for image [C, H, W], from `init` where it is given."""
@@ -93,7 +97,8 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
             `seconds` or `patience` is set.
         seconds: wall-clock time, from the end of the start.
         psnr: dB; stops once the float picture has reached it.
-        patience: stops after so many steps in which the PSNR rose by less than 0.01 dB.
+        patience: stops after so many steps in which the PSNR rose by less than 0.01 dB; a method
+            with stages ("lig", "imagegs") goes on to the next one instead, while there is one.
         seed: of the random start and choices of the method, if it has any.
         report_every: steps between two looks at the error (PSNR stop, plateau, callback).
         on_progress: called with `Progress` at every look and at the end.
@@ -201,6 +206,8 @@ class _Watch:
         reached = (
             self.psnr is not None and psnr >= self.psnr and self._drawn_psnr(fitter) >= self.psnr
         )
+        if stalled and not reached and getattr(fitter, "next_stage", bool)():
+            self.best, self.best_iteration, stalled = -math.inf, self.iteration, False
         self.stopped = stalled or reached
         if self.on_progress:
             before = time.perf_counter()

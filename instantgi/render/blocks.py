@@ -45,8 +45,9 @@ class Blocks:
         gaussians, block = self.mixture.gaussians, inside.int().argmax(1)
         values = points.new_empty(len(points), gaussians.colors.shape[1])
         options = {"top_k": self.mixture.top_k, "epsilon": self.mixture.epsilon}
-        for index in block.unique().tolist():
-            chosen = block == index
+        order = block.argsort(stable=True)
+        found, counts = block[order].unique_consecutive(return_counts=True)
+        for index, chosen in zip(found.tolist(), order.split(counts.tolist()), strict=True):
             ranked = gaussians[self.members[index]]
             values[chosen] = mixture_at(ranked, points[chosen], **options)
         return values
@@ -79,7 +80,7 @@ def cut_into_blocks(
     if most < 1:
         raise ValueError(f"a block holds at least 1 mean, got most = {most}")
     means = mixture.gaussians.means.detach()
-    everything = torch.arange(len(means))
+    everything = torch.arange(len(means), device=means.device)
     leaves: list[tuple[float, float, float, float]] = []
     waiting = [((0.0, 0.0, float(width), float(height)), everything, 0)]
     while waiting:
@@ -97,7 +98,7 @@ def cut_into_blocks(
         first[axis + 2] = second[axis] = cut
         waiting.append((_box(second), held[~low], 1 - axis))
         waiting.append((_box(first), held[low], 1 - axis))
-    boxes = torch.tensor(leaves, dtype=means.dtype)
+    boxes = means.new_tensor(leaves)
     members = [_members(mixture, box, shell) for box in boxes]
     return Blocks(mixture, boxes, members)
 

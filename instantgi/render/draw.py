@@ -68,10 +68,10 @@ def _draw_levels(
 def _draw_level(level: Level, height: int, width: int, origin, step) -> Tensor:
     gaussians = level.gaussians
     if level.is_published:
-        if tuple(step) != (1.0, 1.0):
-            raise ValueError("what is published is drawn at its own size only")
-        means = gaussians.means - gaussians.means.new_tensor(origin)
-        drawn = published_sum(means, gaussians.cholesky, gaussians.colors, height, width)
+        if tuple(step) != (1.0, 1.0) or tuple(origin) != (0.0, 0.0):  # its tiles begin at 0
+            raise ValueError("what is published is drawn whole and at its own size only")
+        fields = gaussians.means, gaussians.cholesky, gaussians.colors
+        drawn = published_sum(*fields, height, width)
     else:
         drawn = rasterize(seen_from(gaussians, origin, step), height, width)
     return drawn.clamp_(0, 1).mul_(level.high - level.low).add_(level.low)

@@ -34,6 +34,7 @@ def published_sum(
     weighs the gradient of colors.
     """
     check_size(height, width)
+    _expect_cpu(means)
     return _Sum.apply(means, covariances, colors, height, width)
 
 
@@ -48,7 +49,16 @@ def published_mixture(
 ) -> Float[Tensor, "C H W"]:
     """The mixture of Image-GS (2025) over those that a tile lists; its gradient is right."""
     check_size(height, width)
+    _expect_cpu(means)
     return _Mixture.apply(means, covariances, colors, height, width, top_k, epsilon)
+
+
+def _expect_cpu(means: Tensor) -> None:
+    if means.device.type != "cpu":
+        raise ValueError(
+            f"what is published is drawn on the CPU only, not on {means.device}: --device cpu, or "
+            'tensors .to("cpu")'
+        )
 
 
 class _Sum(torch.autograd.Function):
