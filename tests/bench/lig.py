@@ -1,10 +1,10 @@
 """GaussianImage, one level and two levels over N, as the paper's second table has them.
 
     python tests/bench/lig.py PICTURE [--crop X Y W H] [--per-pixel 0.18,0.25,0.33]
-        [--iterations 30000] [-o results.json]
+        [--iterations 30000] [--device cuda] [-o results.json]
 
 Steps are of each level, as published: the first of two levels takes as many as the second, of fewer
-pixels and Gaussians. A later call adds what is missing.
+pixels and Gaussians. A later call adds what is missing. What is "(paper)" is drawn on the CPU only.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from instantgi.fit import GaussianImage, LocalAdam, fit_image
 from instantgi.fit.lig import LIG
 from instantgi.images import read_image
 from instantgi.metrics import psnr
+from instantgi.native import choose_device
 from instantgi.render.draw import draw
 
 METHODS: dict[str, tuple[Any, int]] = {  # and how many times the steps
@@ -39,7 +40,8 @@ def measure(image: torch.Tensor, method: str, num: int, iterations: int) -> dict
     made = fit_image(image, method=make(), num_gaussians=num, iterations=times * iterations)
     seconds = time.perf_counter() - began
     level = psnr(draw(made, *image.shape[1:]), image)
-    return {"method": method, "num": num, "psnr": round(level, 3), "seconds": round(seconds, 1)}
+    row = {"method": method, "num": num, "psnr": round(level, 3), "seconds": round(seconds, 1)}
+    return row | {name: value for name, value in conditions().items() if name in ("commit", "date")}
 
 
 def main() -> None:
@@ -51,9 +53,10 @@ def main() -> None:
     parser.add_argument("--per-pixel", default="0.18,0.25,0.33")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--iterations", type=int, default=30_000)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    image = read_image(options.image)
+    image = read_image(options.image).to(choose_device(options.device))
     if options.crop:
         x, y, width, height = options.crop
         image = image[:, y : y + height, x : x + width].contiguous()

@@ -229,21 +229,21 @@ def lig() -> list[str]:
     methods = list(dict.fromkeys(method for method, _ in levels))
     rows = [[method, *(levels.get((method, num)) for num in counts)] for method in methods]
     made = Table({"": "{}"} | {heads[num]: "{:.2f}" for num in counts}, rows=rows)
-    return origin(command, found["conditions"], commit_of(found["conditions"])) + made.lines()
+    return origin(command, found["conditions"], commits_of(found["rows"])) + made.lines()
 
 
-def imagegs() -> list[str]:
-    counts = (100, 200, 400, 800)
-    names = [f"imagegs_{num}" for num in counts]
+def imagegs(stem: str, counts: tuple[int, ...], arguments: str) -> list[str]:
+    """A file for each number of Gaussians."""
+    names = [f"{stem}_{num}" for num in counts]
     lines = bench_origin(
-        "--limit 4 --methods imagegs,imagegs-paper,instantgi --num-gaussians N --iterations 1000 "
-        "--metrics ssim,flip",
+        "--methods imagegs,imagegs-paper,instantgi --num-gaussians N --metrics ssim,flip "
+        + arguments,
         *names,
     )
-    lines[0] = lines[0].replace("NAME.json", "imagegs_N.json")
+    lines[0] = lines[0].replace("NAME.json", f"{stem}_N.json")
     metrics = ("ssim", "flip")
     found = [summarise(load_rows(RESULTS / f"{name}.json"), metrics) for name in names]
-    made = Table({"dB, SSIM, FLIP": "{}"} | {f"{num}": "{}" for num in counts})
+    made = Table({"dB, SSIM, FLIP": "{}"} | {f"{num:,}": "{}" for num in counts})
     for same in zip(*found, strict=True):
         cells = [f"{row['psnr']:.2f}, {row['ssim']:.3f}, {row['flip']:.3f}" for row in same]
         made.rows.append([f"`{same[0]['method']}`", *cells])
@@ -360,7 +360,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "gaussianimage_curve": gaussianimage_curve,
     "gaussianimage_pictures": gaussianimage_pictures,
     "lig": lig,
-    "imagegs": imagegs,
+    "imagegs": lambda: imagegs("imagegs", (100, 200, 400, 800), "--limit 4 --iterations 1000"),
     "sgi_2k": lambda: seeds(
         "sgi_2k", "tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 5000"
     ),
