@@ -52,11 +52,11 @@ class ImageGS:
     Half of the Gaussians start at pixels drawn by the squared gradient of the picture (a share
     `uniform` of them evenly), 5 px round, with the picture's color; four times an eighth of them is
     added at pixels drawn by the square of the mean absolute error. Positions are shares of width
-    and height, scales inverse, Σ = R diag(s₁², s₂²) Rᵀ. Adam on mean |C − I| + 0.1 (1 − SSIM), rates
-    5e-4, 2e-3, 2e-3 and 5e-3 for positions, inverse scales, rotations and colors, a tenth of that
-    after 1,000 steps without 0.1 dB and 0.001 of SSIM more (the code stops after another 1,000;
-    here the loop does, by `patience`). A stage lasts 500 steps, or a tenth of the fit if that is
-    less.
+    and height, scales inverse, Σ = R diag(s₁², s₂²) Rᵀ. Adam on mean |C − I| + 0.1 (1 − SSIM),
+    rates 5e-4, 2e-3, 2e-3 and 5e-3 for positions, inverse scales, rotations and colors, a tenth of
+    that after 1,000 steps without 0.1 dB and 0.001 of SSIM more (the code stops after another
+    1,000; here the loop does, by `patience`). A stage lasts 500 steps, or a tenth of the fit if
+    that is less.
 
     `paper`: a pixel is sampled at its corner, tiles decide which Gaussians it sees, the gradients
     of scales and rotations are those of the code (the shear counts twice, and twice again), a new
