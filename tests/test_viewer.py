@@ -652,6 +652,88 @@ def test_psnr_is_not_that_of_the_file_before(page):
     assert said == "–"
 
 
+# The fence that comparing waits for, not reached while it is held.
+HELD = CARD % (
+    "fenceSync",
+    "fenceSync",
+    "const made = known.apply(this, given);"
+    "if (globalThis.isHolding && new Error().stack.includes('isDone')) globalThis.held = made;"
+    "return made",
+)
+HELD += CARD % (
+    "clientWaitSync",
+    "clientWaitSync",
+    "return given[0] === globalThis.held ? this.TIMEOUT_EXPIRED : known.apply(this, given)",
+)
+COUNTED = CARD % (
+    "generateMipmap",
+    "generateMipmap",
+    "globalThis.mipmaps = (globalThis.mipmaps ?? 0) + 1; known.apply(this, given)",
+)
+
+
+def test_page_is_awake_while_it_compares(browser, home):
+    read = "if (globalThis.held) throw new Error('too early'); known.apply(this, given)"
+    page = open_page(browser, home, 900, 700, HELD + CARD % ("readPixels", "readPixels", read))
+    at_rest(page)
+    first = page.locator("#quality").text_content()
+    page.evaluate(
+        "globalThis.isHolding = true; instantgi.open(bytesOf(JSON.parse("
+        "document.getElementById('given').textContent).file), 'again.gi')"
+    )
+    until(page, "Boolean(globalThis.held)")
+    assert page.locator("#quality").text_content() == "–"
+    page.locator("#count").fill("20")  # another picture: that one is given up
+    page.evaluate("globalThis.isHolding = globalThis.held = null")
+    at_rest(page)
+    assert page.locator("#quality").text_content() not in ("–", first)
+    assert message(page) == "" and page.failures == []
+    page.context.close()
+
+
+def test_error_is_of_what_is_seen_at_rest(browser, home):
+    """Not of each frame while a slider moves: rests of these milliseconds come when they may."""
+    late = """{
+      const [known, late] = [setTimeout, []];
+      globalThis.setTimeout = (done, wait, ...given) =>
+        globalThis.isMoved && wait >= 100 ? late.push(done) : known(done, wait, ...given);
+      globalThis.rest = () => { globalThis.isMoved = false; late.forEach((done) => done()); };
+    }"""
+    page = open_page(browser, home, 900, 700, COUNTED + late)
+    page.get_by_role("button", name="Error").click()
+    at_rest(page)
+    before = page.locator("canvas").screenshot()
+    found = page.evaluate(
+        """async () => {
+          globalThis.isMoved = true;
+          globalThis.mipmaps = 0;
+          const count = document.getElementById("count");
+          for (const value of [90, 60, 30]) {
+            count.value = value;
+            count.dispatchEvent(new Event("input"));
+            await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+          }
+          return globalThis.mipmaps;
+        }"""
+    )
+    assert found == 0
+    page.evaluate("rest()")
+    at_rest(page)
+    assert page.evaluate("globalThis.mipmaps") == 1
+    assert page.locator("canvas").screenshot() != before
+    page.context.close()
+
+
+def test_many_gaussians_without_a_graphics_card_are_compared_when_errors_are_asked_for(page):
+    at_rest(page)
+    page.evaluate("instantgi.state.file.num = 1_000_000; instantgi.redraw()")
+    at_rest(page)
+    assert page.locator("#quality").text_content() == "–"
+    page.get_by_role("button", name="Error").click()
+    at_rest(page)
+    assert page.locator("#quality").text_content().endswith("dB")
+
+
 def test_dropped_files(page):
     good = base64.b64encode((GOLDEN / "v1_fast.gi").read_bytes()).decode()
     page.evaluate("file => drop([file])", [good, "other.gi", ""])

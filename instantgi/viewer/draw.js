@@ -78,7 +78,6 @@ export class Drawing {
     const { gl, picture } = this;
     const { drawingBufferWidth: width, drawingBufferHeight: height } = gl;
     const box = boxOf(view, picture, width, height);
-    if (shown.errors) this.compare(shown.counts);
     const origin = [(box.x - view.x) / view.scale, (box.y - view.y) / view.scale];
     const [wide, high] = [box.width, box.height].map((side) => Math.ceil(side / shown.blocks));
     const samples = shown.blocks > 1 ? 1 : samplesOf(view.scale, wide * high);
@@ -261,7 +260,8 @@ export class Drawing {
   }
 
   // How the picture differs from the original: a texture, and the PSNR; kept until either changes.
-  compare(counts) {
+  // The page stays awake; null once that is no longer wanted.
+  async compare(counts, isWanted) {
     const { gl, picture } = this;
     const key = counts.join();
     if (this.compared?.key === key || !this.canCompare()) return this.compared;
@@ -269,20 +269,22 @@ export class Drawing {
     const whole = this.target("whole", width, height, gl.RGBA8, true);
     const errors = this.target("errors", width, height, gl.RGBA8, true);
     const rows = Math.max(1, Math.floor(MOST_SAMPLES / 4 / width));
-    const before = this.frameOf(this.original);
     let squares = 0;
     for (let y = 0; y < height; y += rows) {
       const high = Math.min(rows, height - y);
       this.renderBytes(whole, [0, y], counts, 0, y, width, high, 1);
+      await this.isDone(); // reading waits for it, and the page with it
+      if (!isWanted()) return null;
+      const before = this.frameOf(this.original);
       const [drawn, given] = [whole.frame, before].map((frame) => {
         const found = new Uint8Array(4 * width * high);
         gl.bindFramebuffer(gl.FRAMEBUFFER, frame);
         gl.readPixels(0, y, width, high, gl.RGBA, gl.UNSIGNED_BYTE, found);
         return found;
       });
+      gl.deleteFramebuffer(before);
       squares += squaredError(drawn, given, picture.channels);
     }
-    gl.deleteFramebuffer(before);
     this.aim(errors, width, height);
     this.fill("error", shaders.ERROR_FRAGMENT, { drawn: whole.texture, original: this.original });
     gl.bindTexture(gl.TEXTURE_2D, errors.texture);
@@ -291,6 +293,16 @@ export class Drawing {
     const mean = squares / (width * height * Math.min(4, picture.channels === 2 ? 2 : picture.channels));
     this.compared = { key, texture: errors.texture, psnr: 10 * Math.log10(255 ** 2 / mean) };
     return this.compared;
+  }
+
+  // Once the graphics card has done what it was asked to, or is lost.
+  async isDone() {
+    const { gl } = this;
+    const fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
+    const pause = () => new Promise((done) => setTimeout(done, 4));
+    do await pause(); while (gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED);
+    gl.deleteSync(fence);
   }
 
   frameOf(texture) {

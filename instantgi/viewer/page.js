@@ -279,6 +279,7 @@ let losses = 0; // of the graphics card, while it drew this file
 
 // Draws once, at the next frame, or as soon as the graphics card is done with the one before.
 function invalidate() {
+  stopComparison();
   showControls();
   if (isDue) return;
   isDue = true;
@@ -361,7 +362,7 @@ function awaitFence(frame) {
 function finishFrame(milliseconds, { blocks, atRest, of }) {
   if (of === decoding) measured(milliseconds, blocks, atRest); // else it was of the file before
   if (isDue) requestAnimationFrame(drawFrame);
-  else if (!isMoving) scheduleQuality();
+  else if (!isMoving) scheduleComparison();
 }
 
 function measured(milliseconds, blocks, atRest) {
@@ -373,30 +374,42 @@ function measured(milliseconds, blocks, atRest) {
   find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
 }
 
-let timer = 0;
+let comparison = null; // the one that is under way; one that is replaced is given up
 
-// The PSNR is of the whole picture: once nothing moves.
-function scheduleQuality() {
-  clearTimeout(timer);
-  timer = 0;
-  if (leastBlocks() > 1) return;
-  timer = setTimeout(() => {
-    timer = 0;
-    try {
-      const compared = drawing?.compare(counts());
-      if (!compared) return; // there is no original, or none any more
-      find("quality").textContent = Number.isFinite(compared.psnr) ? `${compared.psnr.toFixed(2)} dB` : "lossless";
-    } catch (error) {
-      forgetQuality();
-      if (!(error instanceof Unsupported)) complain(error, state.name); // what is seen may be drawn
-    }
-  }, 200);
+// The PSNR and the error are of the whole picture: once nothing moves, and where they are not much
+// more than what is seen.
+function scheduleComparison() {
+  stopComparison();
+  if ((leastBlocks() > 1 || isMuchForSoftware()) && !state.errors) return forgetQuality();
+  const mine = { timer: setTimeout(() => compare(mine), 200) };
+  comparison = mine;
+}
+
+function stopComparison() {
+  clearTimeout(comparison?.timer);
+  comparison = null;
+}
+
+async function compare(mine) {
+  const isWanted = () => comparison === mine;
+  try {
+    const before = drawing?.compared;
+    const compared = await drawing?.compare(counts(), isWanted);
+    if (!isWanted()) return;
+    comparison = null;
+    if (!compared) return; // there is no original, or none any more
+    find("quality").textContent = Number.isFinite(compared.psnr) ? `${compared.psnr.toFixed(2)} dB` : "lossless";
+    if (state.errors && compared !== before) invalidate();
+  } catch (error) {
+    if (!isWanted()) return;
+    forgetQuality();
+    if (!(error instanceof Unsupported)) complain(error, state.name); // what is seen may be drawn
+  }
 }
 
 // It was of another picture.
 function forgetQuality() {
-  clearTimeout(timer);
-  timer = 0;
+  stopComparison();
   find("quality").textContent = "–";
 }
 
@@ -426,6 +439,7 @@ function restoreDrawing() {
 canvas.addEventListener("webglcontextlost", (event) => {
   event.preventDefault();
   drawing = null;
+  stopComparison();
   if (fence) losses += 1; // it drew
   fence = null;
   say("message", "The graphics card has dropped this page; waiting for it.");
@@ -623,7 +637,7 @@ globalThis.instantgi = {
   view,
   redraw: invalidate,
   idle: () => decoding?.isIdle, // once what was asked for is decoded
-  isAtRest: () => !(isDue || fence || isMoving || timer || opening), // and drawn, and compared
+  isAtRest: () => !(isDue || fence || isMoving || comparison || opening), // and drawn, and compared
   gaussians: () => state.file.parts.map(({ gaussians }) => gaussians),
   pixels: (x, y, width, height, scale) => drawing.pixels(counts(), x, y, width, height, scale),
 };
