@@ -37,13 +37,18 @@ export class Drawing {
   // `picture`: {width, height, channels, renderer, parts: [{header, gaussians}]}.
   setPicture(picture) {
     const { gl } = this;
-    const parts = picture.parts.map((part) => ({ ...part, ...upload(gl, part.gaussians) }));
+    const parts = picture.parts.map((part) => {
+      const ratio = [0, 1].map((axis) => sides(picture)[axis] / sides(part.header)[axis]);
+      const radius = Math.sqrt(1.39 * (CUTOFF - Math.log2(part.header.epsilon ?? 1)));
+      return { ...part, ...upload(gl, part.gaussians), ratio, radius };
+    });
     if (gl.getError() === gl.OUT_OF_MEMORY) {
       forget(gl, parts);
       throw new Unsupported(`This graphics card has no memory left for ${picture.num} Gaussians.`);
     }
     forget(gl, this.picture?.parts ?? []);
     this.picture = { ...picture, parts };
+    this.area = parts.reduce((sum, part) => sum + areaOf(part), 0);
     this.compared = null;
     this.levels = null;
   }
@@ -157,15 +162,11 @@ export class Drawing {
   // Bytes are hostile: a small file can hold a million Gaussians, each of the size of the picture.
   refuseTooMuch(counts, width, height, origin, scale) {
     const { picture } = this;
+    if (this.area * scale ** 2 <= this.mostPairs) return;
     if (counts.reduce((sum, count) => sum + count, 0) * width * height <= this.mostPairs) return;
     const corner = origin.map((value) => value * scale);
-    let pairs = 0;
-    picture.parts.forEach(({ header, gaussians }, i) => {
-      const ratio = [0, 1].map((axis) => sides(picture)[axis] / sides(header)[axis]);
-      const radius = Math.sqrt(1.39 * (CUTOFF - Math.log2(header.epsilon ?? 1)));
-      pairs += countPairs(gaussians, counts[i], [width, height], corner, ratio.map((r) => r * scale), radius);
-    });
-    if (pairs > this.mostPairs) {
+    const pairs = picture.parts.map((part, i) => countPairs(part, counts[i], [width, height], corner, scale));
+    if (pairs.reduce((sum, each) => sum + each, 0) > this.mostPairs) {
       throw new Unsupported("These Gaussians are too many and too large to be drawn at once. Show fewer, or a smaller part.");
     }
   }
@@ -473,10 +474,20 @@ function forget(gl, parts) {
 
 const sides = ({ width, height }) => [width, height];
 
+// Pixels of the picture in the boxes around all ellipses of a part, also outside of it.
+function areaOf({ gaussians: { geometry }, ratio, radius }) {
+  let area = 0;
+  for (let at = 0; at < geometry.length; at += 5) {
+    area += Math.abs(geometry[at + 2]) * Math.sqrt(geometry[at + 3] ** 2 + geometry[at + 4] ** 2);
+  }
+  return 4 * radius ** 2 * ratio[0] * ratio[1] * area;
+}
+
 // Pixels in the boxes around the first `count` ellipses, within a target.
-function countPairs({ geometry }, count, [width, height], [left, top], scale, radius) {
+function countPairs({ gaussians: { geometry }, ratio, radius }, count, [width, height], [left, top], factor) {
+  const scale = ratio.map((each) => each * factor);
   let pairs = 0;
-  for (let at = 0; at < 5 * count; at += 5) { // each frame, of a million: without Math.hypot
+  for (let at = 0; at < 5 * count; at += 5) { // of a million: without Math.hypot
     const [x, y] = [geometry[at] * scale[0] - left, geometry[at + 1] * scale[1] - top];
     const reachX = radius * scale[0] * Math.abs(geometry[at + 2]);
     const reachY = radius * scale[1] * Math.sqrt(geometry[at + 3] ** 2 + geometry[at + 4] ** 2);
