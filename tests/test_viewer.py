@@ -332,6 +332,38 @@ def test_what_would_hang_the_computer_is_refused(page, heavy):
     until(page, "document.getElementById('message').hidden")
 
 
+def test_why_there_is_no_picture_gives_way_to_what_is_said_later(page, heavy):
+    assert show(page, heavy)
+    until(page, "!document.getElementById('message').hidden")
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "document.getElementById('message').textContent.startsWith('bad.gi')")
+    page.keyboard.press("Escape")
+    assert message(page).startswith(TOO_MUCH)  # still so
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "document.getElementById('message').textContent.startsWith('bad.gi')")
+    page.evaluate("instantgi.state.count = 20; instantgi.redraw()")
+    at_rest(page)
+    assert message(page).startswith("bad.gi")
+
+
+def test_small_gaussians_are_not_counted_each_frame(page, tmp_path):
+    scene = random_gaussians(9000, 600, 800, scales=(0.5, 2)).map(lambda field: field.float())
+    (tmp_path / "many.gi").write_bytes(encode(scene, 600, 800, profile="lossless"))
+    show(page, tmp_path / "many.gi")
+    at_rest(page)
+    page.evaluate(
+        "globalThis.looks = 0; for (const gaussians of instantgi.gaussians()) {"
+        "  const { geometry } = gaussians;"
+        "  Object.defineProperty(gaussians, 'geometry', { get: () => (++looks, geometry) }); }; null"
+    )
+    page.evaluate("instantgi.view.zoom(2); instantgi.redraw()")
+    at_rest(page)
+    assert page.evaluate("looks") == 0
+    page.evaluate("instantgi.view.zoom(1000); instantgi.redraw()")  # each may fill the window
+    at_rest(page)
+    assert page.evaluate("looks") > 0
+
+
 def test_what_would_hang_the_computer_is_not_drawn_in_blocks_either(browser, home, heavy):
     """Not after a slow frame, of the file before or of fewer Gaussians."""
     wait = "return globalThis.isBusy ? this.TIMEOUT_EXPIRED : known.apply(this, given)"
@@ -458,6 +490,68 @@ def test_decoding_that_stops_says_so(browser, home):
     assert page.locator("#name").text_content() == "v1_compact.gi"
     page.evaluate("globalThis.isFull = false")
     assert show(page, GOLDEN / "v1_fast.gi") and message(page) == ""
+    page.context.close()
+
+
+def test_questions_to_a_decoding_that_has_stopped_have_an_end(browser, home):
+    script = """globalThis.Worker = class extends Worker {
+      postMessage(question) {
+        if (!globalThis.isFull) return super.postMessage(question);
+        if (!this.isDead) this.dispatchEvent(new ErrorEvent("error", { message: "is full" }));
+        this.isDead = true;
+      }
+    }"""
+    page = open_page(browser, home, 800, 600, script)
+    page.evaluate("globalThis.isFull = true")
+    page.locator("#step").fill("2")
+    until(page, "!document.getElementById('message').hidden")
+    page.locator("#step").fill("3")
+    page.evaluate("instantgi.idle().then(() => (globalThis.isAnswered = true)), null")
+    until(page, "globalThis.isAnswered")
+    assert page.failures == []
+    page.context.close()
+
+
+# What a reader of files does is over when the test says so, for the first of them.
+LATE = """{
+  const [place, name] = [%s];
+  const known = place[name];
+  let num = 0;
+  place[name] = function (...given) {
+    const found = known.apply(this, given);
+    if (num++) return found;
+    return new Promise((done) => (globalThis.release = () => found.then(done)));
+  };
+} null"""
+
+
+@pytest.mark.parametrize("kind", ["file", "picture"])
+def test_of_two_files_the_last_one_is_shown(browser, home, kind):
+    """Also if the browser takes longer to read the first."""
+    page = open_page(browser, home, 800, 600)
+    first, second = GOLDEN / "v1_compact.gi", GOLDEN / "v1_lossless.gi"
+    media = ""
+    if kind == "picture":
+        media = "image/png"
+        first, second = home / "original.png", home / "second.png"
+        Image.new("RGB", (50, 37), "red").save(second)
+    where = {"file": "Blob.prototype, 'arrayBuffer'", "picture": "globalThis, 'createImageBitmap'"}
+    page.evaluate(LATE % where[kind])
+    page.evaluate("globalThis.before = instantgi.state.original")
+    for path in (first, second):
+        data = base64.b64encode(path.read_bytes()).decode()
+        page.evaluate("file => drop([file])", [data, path.name, media])
+    if kind == "file":
+        until(page, "document.getElementById('name').textContent === 'v1_lossless.gi'")
+    else:
+        until(page, "instantgi.state.original !== before")
+    page.evaluate("globalThis.before = instantgi.state.original")
+    page.evaluate("release()")
+    at_rest(page)
+    if kind == "file":
+        assert page.locator("#name").text_content() == "v1_lossless.gi"
+    assert page.evaluate("instantgi.state.original === before")
+    assert page.failures == []
     page.context.close()
 
 

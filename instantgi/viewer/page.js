@@ -89,10 +89,11 @@ async function openStep(step) {
 
 function showFile() {
   if (drawing) say("message", ""); // else it says why there is no picture
+  failure = "";
   const { original, file } = state;
   if (original && !isOfSize(original, file)) setOriginal(null);
   view.show(file);
-  [cost, slowness, losses] = [0, 0, 0];
+  [cost, slowness, losses, drawn] = [0, 0, 0, null];
   forgetQuality();
   describe();
   if (isMuchForSoftware()) invalidate();
@@ -111,20 +112,30 @@ function complain(error, name) {
   return false;
 }
 
+// A text that stays the same is not read out again.
 function say(id, text) {
-  find(id).textContent = text;
+  if (find(id).textContent !== text) find(id).textContent = text;
   find(id).hidden = !text;
 }
 
 // What has been read goes, unless it says why there is no picture.
 function hideLines() {
-  if (drawing && !hasFailed) for (const id of ["message", "note"]) find(id).hidden = true;
+  if (!drawing) return;
+  say("message", failure);
+  find("note").hidden = true;
 }
+
+let filesRead = 0;
+let originalsRead = 0; // one that is read faster than an earlier one takes its place
 
 async function openFile(file) {
   try {
     if (file.type.startsWith("image/")) await openOriginal(file, file.name);
-    else await open(new Uint8Array(await file.arrayBuffer()), file.name);
+    else {
+      const mine = ++filesRead;
+      const data = new Uint8Array(await file.arrayBuffer());
+      if (mine === filesRead) await open(data, file.name);
+    }
   } catch (error) {
     complain(error, file.name);
   }
@@ -132,10 +143,11 @@ async function openFile(file) {
 
 // A picture to compare with.
 async function openOriginal(blob, name) {
+  const mine = ++originalsRead;
   const options = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
-  const bitmap = await createImageBitmap(blob, options).catch(() => {
-    throw new FormatError("is no picture that this browser can read");
-  });
+  const bitmap = await createImageBitmap(blob, options).catch(() => null);
+  if (mine !== originalsRead) return;
+  if (!bitmap) throw new FormatError("is no picture that this browser can read");
   const { file } = state;
   if (!file || !isOfSize(bitmap, file)) {
     const other = file ? `the file of Gaussians ${file.width}x${file.height}` : "there is no file yet";
@@ -272,7 +284,7 @@ let isMoving = false;
 let resting = 0; // a timer
 let fence = null;
 let cost = 0; // ms of a frame without blocks, about
-let hasFailed = false; // the last frame, and the message says so
+let failure = ""; // why the last frame could not be drawn, as a message
 let drawn = null; // where the picture's corner was on the canvas, in the last frame
 let slowness = 0; // ms of a slow frame of this file
 let losses = 0; // of the graphics card, while it drew this file
@@ -311,15 +323,15 @@ function drawFrame() {
       ellipseInk: INK.ellipses, centerInk: INK.centers, pointSize: Math.max(2, 3 * dots),
     });
   } catch (error) {
-    hasFailed = true;
     drawing.clear(GROUND); // not the picture before, under another name
     complain(error, state.name);
+    failure = find("message").textContent;
     return;
   }
   drawn = view.corner();
   canvas.style.transform = "";
-  if (hasFailed) say("message", "");
-  hasFailed = false;
+  if (failure && find("message").textContent === failure) say("message", "");
+  failure = "";
   const { gl } = drawing;
   fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
