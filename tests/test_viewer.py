@@ -354,7 +354,8 @@ def test_small_gaussians_are_not_counted_each_frame(page, tmp_path):
     page.evaluate(
         "globalThis.looks = 0; for (const gaussians of instantgi.gaussians()) {"
         "  const { geometry } = gaussians;"
-        "  Object.defineProperty(gaussians, 'geometry', { get: () => (++looks, geometry) }); }; null"
+        "  Object.defineProperty(gaussians, 'geometry', { get: () => (++looks, geometry) });"
+        "} null"
     )
     page.evaluate("instantgi.view.zoom(2); instantgi.redraw()")
     at_rest(page)
@@ -455,6 +456,27 @@ def test_a_file_that_is_opened_meanwhile_takes_its_place(page, large):
     assert found == [False, True]
     assert page.locator("#name").text_content() == "1.gi" and message(page) == ""
     assert not page.locator("#progress").is_visible()
+
+
+def test_progress_of_another_stage_is_shown(browser, home):
+    """Once it takes long: here the answer waits until it has been seen."""
+    held = """globalThis.Worker = class extends Worker {
+      postMessage(question) {
+        const send = () => super.postMessage(question);
+        if (question.step) globalThis.release = send;
+        else send();
+      }
+    }"""
+    page = open_page(browser, home, 800, 600, held)
+    progress = page.locator("#progress")
+    assert not progress.is_visible()
+    page.locator("#step").fill("2")
+    until(page, "!document.getElementById('progress').hidden")
+    assert progress.text_content().strip() == "Decoding v1_compact.gi"
+    page.evaluate("release()")
+    at_rest(page)
+    assert not progress.is_visible() and page.failures == []
+    page.context.close()
 
 
 @pytest.mark.parametrize(
@@ -617,7 +639,9 @@ def test_slider_says_its_stage_before_it_is_decoded(page):
         " step.value = value; step.dispatchEvent(new Event('input'));"
         " return [step.getAttribute('aria-valuetext'), step.nextSibling.textContent]; })"
     )
-    assert said == [["+ sizes"] * 2, ["+ luma"] * 2, ["positions"] * 2]
+    assert said == [
+        [f"{i} of 5, {text}", text] for i, text in ((2, "+ sizes"), (3, "+ luma"), (1, "positions"))
+    ]
     page.evaluate("instantgi.idle()")
     made = page.evaluate("textOf(instantgi.gaussians()[0].colors)")
     assert show(page, GOLDEN / "v1_compact.gi")
@@ -861,6 +885,52 @@ def test_dropped_picture_of_another_size_is_refused(page):
     assert message(page) == "small.png: has 6x4 pixels, the file of Gaussians 50x37"
 
 
+def test_what_is_read_out(page):
+    canvas = page.get_by_role("application")  # which takes keys
+    assert canvas.get_attribute("aria-label").startswith("v1_compact.gi: a picture of 50 by 37")
+    scale = page.locator("#scale").text_content()
+    assert page.get_by_role("button", name=f"Pixel by pixel, now {scale}", exact=True).is_visible()
+    assert page.get_by_role("slider", name="Stage").get_attribute("aria-valuetext") == (
+        "5 of 5, + shapes"
+    )
+    facts = page.locator("#facts").text_content()
+    assert facts.strip() == "50 × 37 · 400 Gaussians · 1.5 kB · 6.44 bpp · compact"
+    at_rest(page)
+    assert re.fullmatch(r"[\d.]+ ms", page.locator("#time").text_content())
+    show(page, GOLDEN / "v1_lossless.gi")
+    assert " · 790 bytes · " in page.locator("#facts").text_content()
+
+
+def test_a_message_that_stays_the_same_is_said_once(page):
+    page.evaluate(
+        "globalThis.said = 0; new MutationObserver(() => said++).observe("
+        "document.getElementById('message'), { childList: true, characterData: true })"
+    )
+    for text, num in (("AAAA", 1), ("AAAA", 1)):
+        page.evaluate("file => drop([file])", [text, "bad.gi", ""])
+        until(page, "document.getElementById('message').textContent.startsWith('bad.gi')")
+        at_rest(page)
+        assert page.evaluate("said") == num
+    assert message(page).startswith("bad.gi")
+
+
+def test_page_without_a_file(browser, tmp_path):
+    given = r'(<script id="given" type="application/json">).*?(</script>)'
+    written = re.sub(given, r"\1{}\2", page_of(GOLDEN / "v1_fast.gi"), flags=re.S)
+    (tmp_path / "page.html").write_text(written)
+    page = open_page(browser, tmp_path, 900, 700)
+    at_rest(page)
+    assert page.locator("#scale").text_content() == "–"
+    lines = "(each) => each.getBoundingClientRect().height / parseFloat(getComputedStyle(each)"
+    lines += ".lineHeight)"
+    assert page.locator("#empty span").evaluate(lines) < 1.5
+    shot = np.asarray(Image.open(io.BytesIO(page.locator("canvas").screenshot())).convert("RGB"))
+    assert (shot[5, 5] == [0x0D, 0x0E, 0x10]).all()  # as around a picture
+    show(page, GOLDEN / "v1_fast.gi")
+    assert not page.locator("#empty").is_visible() and page.failures == []
+    page.context.close()
+
+
 def test_everything_has_a_name(page):
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button, [role], input:not([hidden]), canvas')]"
@@ -969,6 +1039,54 @@ def test_phone(browser, home):
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     until(page, f"instantgi.view.scale > {2 * before}")
     assert page.failures == []
+    page.context.close()
+
+
+@pytest.mark.parametrize("width, height, least", [(640, 360, 200), (320, 568, 200)])
+def test_small_window(browser, home, width, height, least):
+    page = open_page(browser, home, width, height, has_touch=True)
+    at_rest(page)
+    assert page.locator("canvas").bounding_box()["height"] >= least
+    outside = page.evaluate(
+        "[...document.querySelectorAll('button, input:not([hidden]), output, h1, dd')]"
+        ".filter((each) => { const { left, right, top, bottom, width } ="
+        " each.getBoundingClientRect();"
+        " return width && (left < 0 || right > innerWidth || top < 0 || bottom > innerHeight); })"
+        ".map((each) => each.id)"
+    )
+    assert outside == []
+    assert page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    ) == [width, height]
+    for name in ("Ellipses", "Centers", "Original", "Error", "Fit"):
+        page.get_by_role("button", name=name).tap()  # which another element may not cover
+    if height < 400:
+        rows = page.evaluate(
+            "['#count', '#step'].map((id) => document.querySelector(id).getBoundingClientRect().y)"
+        )
+        assert rows[0] == rows[1]
+    assert page.failures == []
+    page.context.close()
+
+
+def test_lines_over_the_picture_leave_its_labels_free(browser, home):
+    page = open_page(browser, home, 360, 640)
+    page.get_by_role("button", name="Error").click()
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "!document.getElementById('message').hidden")
+    at_rest(page)
+    boxes = [
+        page.locator(each).bounding_box()
+        for each in ("#message", "#legend", "#split .before", "#split .after")
+    ]
+    for i, one in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            apart = max(one["y"], other["y"]) >= min(
+                one["y"] + one["height"], other["y"] + other["height"]
+            ) or max(one["x"], other["x"]) >= min(
+                one["x"] + one["width"], other["x"] + other["width"]
+            )
+            assert apart, (one, other)
     page.context.close()
 
 

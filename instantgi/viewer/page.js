@@ -37,19 +37,36 @@ const SHORT = 200; // ms of decoding of which nothing is said
 let decoding = null; // the file that is shown
 let opening = null; // the one that shall be
 
+let waiting = null; // for the last answer
+
+// An answer, with its progress if it takes long.
+async function answered(mine, name, question, isWanted) {
+  const wait = { for: mine };
+  waiting = wait;
+  find("share").value = 0;
+  find("progress-name").textContent = name;
+  const shown = setTimeout(() => (find("progress").hidden = !waiting), SHORT);
+  try {
+    return await mine.ask(question, isWanted);
+  } finally {
+    clearTimeout(shown);
+    if (waiting === wait) {
+      waiting = null;
+      find("progress").hidden = true;
+    }
+  }
+}
+
 // Shows a file, of bytes or a text in base64, or says in one line why not; what was shown before
 // stays. One that is opened meanwhile takes its place.
 async function open(data, name) {
   opening?.end();
   const mine = new Decoding((share) => {
-    if (opening === mine) find("share").value = share;
+    if (waiting?.for === mine) find("share").value = share;
   });
   opening = mine;
-  find("share").value = 0;
-  find("progress-name").textContent = name;
-  const shown = setTimeout(() => (find("progress").hidden = false), SHORT);
   try {
-    const found = await mine.ask({ data });
+    const found = await answered(mine, name, { data });
     if (!found) return false;
     const file = withGaussians(found);
     drawing?.setPicture(file);
@@ -62,9 +79,7 @@ async function open(data, name) {
     if (decoding !== mine) mine.end();
     return complain(error, name);
   } finally {
-    clearTimeout(shown);
     if (opening === mine) opening = null;
-    if (!opening) find("progress").hidden = true;
   }
 }
 
@@ -77,7 +92,7 @@ async function openStep(step) {
   const mine = decoding;
   const isWanted = () => mine === decoding && step === state.step;
   try {
-    const found = await mine.ask({ step }, isWanted);
+    const found = await answered(mine, state.name, { step }, isWanted);
     if (!found || !isWanted()) return;
     state.file = withGaussians(found);
     drawing?.setPicture(state.file);
@@ -205,8 +220,12 @@ function describe() {
     `${file.width} × ${file.height}`, `${numberOf(file.num)} Gaussians`, sizeText(file.numBytes),
     `${bpp.toFixed(bpp < 1 ? 3 : 2)} bpp`, file.profile, ...(file.renderer === "sum" ? [] : [file.renderer]),
   ];
-  const spans = facts.map((text) => Object.assign(document.createElement("span"), { textContent: text }));
+  const spans = facts.map((text, i) => {
+    const textContent = i + 1 < facts.length ? `${text} ·` : text;
+    return Object.assign(document.createElement("span"), { textContent });
+  });
   find("facts").replaceChildren(...spans.flatMap((span) => [span, " "])); // read as words of their own
+  find("facts").title = find("facts").textContent.trim();
   canvas.setAttribute("aria-label", `${name}: a picture of ${file.width} by ${file.height} pixels, drawn from ${file.num} Gaussians`);
   find("empty").hidden = true;
   find("step-box").hidden = file.steps < 2;
@@ -249,11 +268,14 @@ function stepText() {
   return file.byParts ? `${step} of ${file.steps}` : `${step > 1 ? "+ " : ""}${KINDS[kindsOf(file.channels)[step - 1]]}`;
 }
 
+const percentText = (percent) => `${percent < 10 ? percent.toFixed(1) : numberOf(Math.round(percent))}%`;
+
 // The controls as the state has them.
 function showControls() {
   const { file, split } = state;
-  const percent = 100 * view.scale;
-  find("scale").textContent = `${percent < 10 ? percent.toFixed(1) : numberOf(Math.round(percent))}%`;
+  const percent = file ? percentText(100 * view.scale) : "";
+  find("scale").textContent = percent || "–";
+  find("scale").setAttribute("aria-label", percent ? `Pixel by pixel, now ${percent}` : "Pixel by pixel");
   for (const id of ["ellipses", "centers", "errors"]) find(id).setAttribute("aria-pressed", state[id]);
   find("compare").setAttribute("aria-pressed", split !== null);
   find("split").hidden = split === null;
@@ -270,7 +292,7 @@ function showControls() {
   find("count-text").textContent = numberOf(Math.min(state.count, most));
   find("step").value = state.step;
   find("step-text").textContent = file.steps > 1 ? stepText() : "";
-  find("step").setAttribute("aria-valuetext", find("step-text").textContent);
+  find("step").setAttribute("aria-valuetext", file.byParts ? stepText() : `${state.step} of ${file.steps}, ${stepText()}`);
 }
 
 // --- drawing -------------------------------------------------------------------------------------
@@ -311,7 +333,8 @@ function move() {
 
 function drawFrame() {
   isDue = false;
-  if (!drawing || !state.file) return;
+  if (!drawing) return;
+  if (!state.file) return drawing.clear(GROUND);
   if (isMoving && isMuchForSoftware()) return moveCanvas(); // and draw at rest
   const frame = { began: performance.now(), atRest: !isMoving, of: decoding };
   const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : leastBlocks();
@@ -649,7 +672,7 @@ globalThis.instantgi = {
   view,
   redraw: invalidate,
   idle: () => decoding?.isIdle, // once what was asked for is decoded
-  isAtRest: () => !(isDue || fence || isMoving || comparison || opening), // and drawn, and compared
+  isAtRest: () => !(isDue || fence || isMoving || comparison || opening || waiting), // and drawn, and compared
   gaussians: () => state.file.parts.map(({ gaussians }) => gaussians),
   pixels: (x, y, width, height, scale) => drawing.pixels(counts(), x, y, width, height, scale),
 };
