@@ -235,6 +235,23 @@ def test_view_refuses_a_damaged_file(tmp_path, capsys):
     assert "x.gi: is damaged: the checksum" in capsys.readouterr().err
 
 
+def test_view_shows_the_beginning_of_a_file_if_asked_to(browser, tmp_path, capsys):
+    data, begin = (GOLDEN / "v1_compact.gi").read_bytes(), tmp_path / "begin.gi"
+    begin.write_bytes(data[: len(data) * 3 // 4])
+    arguments = ["view", str(begin), "-o", str(tmp_path / "page.html")]
+    assert main(arguments) == 1
+    assert "or draw what is there with decode or view --partial" in capsys.readouterr().err
+    assert main([*arguments, "--partial"]) == 0
+    page = open_page(browser, tmp_path, 800, 600)
+    assert page.locator("#note").text_content().startswith("This file ends early")
+    expected = 255 * open_file(begin, whole=False).render().clamp(0, 1).permute(1, 2, 0).numpy()
+    assert distance(pixels_of(page, 37, 50), expected) <= 1
+    page.context.close()
+    begin.write_bytes(data[:120])
+    assert main([*arguments, "--partial"]) == 1
+    assert "begin.gi: is only the beginning of a file, and ends" in capsys.readouterr().err
+
+
 # --- the same numbers, the same pixels ---------------------------------------------------------
 
 
