@@ -448,11 +448,7 @@ def _decode(commands: Any) -> None:
         help="this part only, in pixels of the picture's own size; --scale, --height and --width "
         "are of the part (default: all)",
     )
-    what.add_argument(
-        "--partial",
-        action="store_true",
-        help="also what the beginning of a file holds, coarser (default: refuse it)",
-    )
+    _add_partial(what)
     result = parser.add_argument_group("result")
     result.add_argument(
         "-o",
@@ -494,6 +490,15 @@ def _view(commands: Any) -> None:
         type=_name,
         metavar="PICTURE",
         help="picture of the same size to compare with (default: none)",
+    )
+    _add_partial(parser)
+
+
+def _add_partial(parser: Any) -> None:
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="also what the beginning of a file holds, coarser (default: refuse it)",
     )
 
 
@@ -1027,7 +1032,8 @@ def _run_view(options: argparse.Namespace) -> int:
 
     _check_name(options.output, (".html", ".htm"), "pages", options.file, options.original)
     with replace_on_success(options.output) as partial:  # refuses before the work, not after it
-        partial.write_text(page_of(options.file, options.original), "utf-8")
+        page = page_of(options.file, options.original, whole=not options.partial)
+        partial.write_text(page, "utf-8")
     return 0
 
 

@@ -723,7 +723,7 @@ def test_a_damaged_file_is_one_line(encoded_file, tmp_path, capsys):
     assert main(["decode", str(encoded_file), "-o", str(out)]) == 1
     error = capsys.readouterr().err
     why = "is damaged: it ends early, after 5 chunks; copy it again, or draw what is there"
-    assert error == f"error: {encoded_file}: {why} with decode --partial\n"
+    assert error == f"error: {encoded_file}: {why} with decode or view --partial\n"
     assert not out.exists()
     assert main(["decode", str(encoded_file), "-o", str(out), "--partial"]) == 0
     assert out.exists()

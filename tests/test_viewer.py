@@ -235,6 +235,23 @@ def test_view_refuses_a_damaged_file(tmp_path, capsys):
     assert "x.gi: is damaged: the checksum" in capsys.readouterr().err
 
 
+def test_view_shows_the_beginning_of_a_file_if_asked_to(browser, tmp_path, capsys):
+    data, begin = (GOLDEN / "v1_compact.gi").read_bytes(), tmp_path / "begin.gi"
+    begin.write_bytes(data[: len(data) * 3 // 4])
+    arguments = ["view", str(begin), "-o", str(tmp_path / "page.html")]
+    assert main(arguments) == 1
+    assert "or draw what is there with decode or view --partial" in capsys.readouterr().err
+    assert main([*arguments, "--partial"]) == 0
+    page = open_page(browser, tmp_path, 800, 600)
+    assert page.locator("#note").text_content().startswith("This file ends early")
+    expected = 255 * open_file(begin, whole=False).render().clamp(0, 1).permute(1, 2, 0).numpy()
+    assert distance(pixels_of(page, 37, 50), expected) <= 1
+    page.context.close()
+    begin.write_bytes(data[:120])
+    assert main([*arguments, "--partial"]) == 1
+    assert "begin.gi: is only the beginning of a file, and ends" in capsys.readouterr().err
+
+
 # --- the same numbers, the same pixels ---------------------------------------------------------
 
 
@@ -332,6 +349,39 @@ def test_what_would_hang_the_computer_is_refused(page, heavy):
     until(page, "document.getElementById('message').hidden")
 
 
+def test_why_there_is_no_picture_gives_way_to_what_is_said_later(page, heavy):
+    assert show(page, heavy)
+    until(page, "!document.getElementById('message').hidden")
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "document.getElementById('message').textContent.startsWith('bad.gi')")
+    page.keyboard.press("Escape")
+    assert message(page).startswith(TOO_MUCH)  # still so
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "document.getElementById('message').textContent.startsWith('bad.gi')")
+    page.evaluate("instantgi.state.count = 20; instantgi.redraw()")
+    at_rest(page)
+    assert message(page).startswith("bad.gi")
+
+
+def test_small_gaussians_are_not_counted_each_frame(page, tmp_path):
+    scene = random_gaussians(9000, 600, 800, scales=(0.5, 2)).map(lambda field: field.float())
+    (tmp_path / "many.gi").write_bytes(encode(scene, 600, 800, profile="lossless"))
+    show(page, tmp_path / "many.gi")
+    at_rest(page)
+    page.evaluate(
+        "globalThis.looks = 0; for (const gaussians of instantgi.gaussians()) {"
+        "  const { geometry } = gaussians;"
+        "  Object.defineProperty(gaussians, 'geometry', { get: () => (++looks, geometry) });"
+        "} null"
+    )
+    page.evaluate("instantgi.view.zoom(2); instantgi.redraw()")
+    at_rest(page)
+    assert page.evaluate("looks") == 0
+    page.evaluate("instantgi.view.zoom(1000); instantgi.redraw()")  # each may fill the window
+    at_rest(page)
+    assert page.evaluate("looks") > 0
+
+
 def test_what_would_hang_the_computer_is_not_drawn_in_blocks_either(browser, home, heavy):
     """Not after a slow frame, of the file before or of fewer Gaussians."""
     wait = "return globalThis.isBusy ? this.TIMEOUT_EXPIRED : known.apply(this, given)"
@@ -425,6 +475,27 @@ def test_a_file_that_is_opened_meanwhile_takes_its_place(page, large):
     assert not page.locator("#progress").is_visible()
 
 
+def test_progress_of_another_stage_is_shown(browser, home):
+    """Once it takes long: here the answer waits until it has been seen."""
+    held = """globalThis.Worker = class extends Worker {
+      postMessage(question) {
+        const send = () => super.postMessage(question);
+        if (question.step) globalThis.release = send;
+        else send();
+      }
+    }"""
+    page = open_page(browser, home, 800, 600, held)
+    progress = page.locator("#progress")
+    assert not progress.is_visible()
+    page.locator("#step").fill("2")
+    until(page, "!document.getElementById('progress').hidden")
+    assert progress.text_content().strip() == "Decoding v1_compact.gi"
+    page.evaluate("release()")
+    at_rest(page)
+    assert not progress.is_visible() and page.failures == []
+    page.context.close()
+
+
 @pytest.mark.parametrize(
     "script",
     [
@@ -458,6 +529,68 @@ def test_decoding_that_stops_says_so(browser, home):
     assert page.locator("#name").text_content() == "v1_compact.gi"
     page.evaluate("globalThis.isFull = false")
     assert show(page, GOLDEN / "v1_fast.gi") and message(page) == ""
+    page.context.close()
+
+
+def test_questions_to_a_decoding_that_has_stopped_have_an_end(browser, home):
+    script = """globalThis.Worker = class extends Worker {
+      postMessage(question) {
+        if (!globalThis.isFull) return super.postMessage(question);
+        if (!this.isDead) this.dispatchEvent(new ErrorEvent("error", { message: "is full" }));
+        this.isDead = true;
+      }
+    }"""
+    page = open_page(browser, home, 800, 600, script)
+    page.evaluate("globalThis.isFull = true")
+    page.locator("#step").fill("2")
+    until(page, "!document.getElementById('message').hidden")
+    page.locator("#step").fill("3")
+    page.evaluate("instantgi.idle().then(() => (globalThis.isAnswered = true)), null")
+    until(page, "globalThis.isAnswered")
+    assert page.failures == []
+    page.context.close()
+
+
+# What a reader of files does is over when the test says so, for the first of them.
+LATE = """{
+  const [place, name] = [%s];
+  const known = place[name];
+  let num = 0;
+  place[name] = function (...given) {
+    const found = known.apply(this, given);
+    if (num++) return found;
+    return new Promise((done) => (globalThis.release = () => found.then(done)));
+  };
+} null"""
+
+
+@pytest.mark.parametrize("kind", ["file", "picture"])
+def test_of_two_files_the_last_one_is_shown(browser, home, kind):
+    """Also if the browser takes longer to read the first."""
+    page = open_page(browser, home, 800, 600)
+    first, second = GOLDEN / "v1_compact.gi", GOLDEN / "v1_lossless.gi"
+    media = ""
+    if kind == "picture":
+        media = "image/png"
+        first, second = home / "original.png", home / "second.png"
+        Image.new("RGB", (50, 37), "red").save(second)
+    where = {"file": "Blob.prototype, 'arrayBuffer'", "picture": "globalThis, 'createImageBitmap'"}
+    page.evaluate(LATE % where[kind])
+    page.evaluate("globalThis.before = instantgi.state.original")
+    for path in (first, second):
+        data = base64.b64encode(path.read_bytes()).decode()
+        page.evaluate("file => drop([file])", [data, path.name, media])
+    if kind == "file":
+        until(page, "document.getElementById('name').textContent === 'v1_lossless.gi'")
+    else:
+        until(page, "instantgi.state.original !== before")
+    page.evaluate("globalThis.before = instantgi.state.original")
+    page.evaluate("release()")
+    at_rest(page)
+    if kind == "file":
+        assert page.locator("#name").text_content() == "v1_lossless.gi"
+    assert page.evaluate("instantgi.state.original === before")
+    assert page.failures == []
     page.context.close()
 
 
@@ -523,7 +656,9 @@ def test_slider_says_its_stage_before_it_is_decoded(page):
         " step.value = value; step.dispatchEvent(new Event('input'));"
         " return [step.getAttribute('aria-valuetext'), step.nextSibling.textContent]; })"
     )
-    assert said == [["+ sizes"] * 2, ["+ luma"] * 2, ["positions"] * 2]
+    assert said == [
+        [f"{i} of 5, {text}", text] for i, text in ((2, "+ sizes"), (3, "+ luma"), (1, "positions"))
+    ]
     page.evaluate("instantgi.idle()")
     made = page.evaluate("textOf(instantgi.gaussians()[0].colors)")
     assert show(page, GOLDEN / "v1_compact.gi")
@@ -652,6 +787,88 @@ def test_psnr_is_not_that_of_the_file_before(page):
     assert said == "–"
 
 
+# The fence that comparing waits for, not reached while it is held.
+HELD = CARD % (
+    "fenceSync",
+    "fenceSync",
+    "const made = known.apply(this, given);"
+    "if (globalThis.isHolding && new Error().stack.includes('isDone')) globalThis.held = made;"
+    "return made",
+)
+HELD += CARD % (
+    "clientWaitSync",
+    "clientWaitSync",
+    "return given[0] === globalThis.held ? this.TIMEOUT_EXPIRED : known.apply(this, given)",
+)
+COUNTED = CARD % (
+    "generateMipmap",
+    "generateMipmap",
+    "globalThis.mipmaps = (globalThis.mipmaps ?? 0) + 1; known.apply(this, given)",
+)
+
+
+def test_page_is_awake_while_it_compares(browser, home):
+    read = "if (globalThis.held) throw new Error('too early'); known.apply(this, given)"
+    page = open_page(browser, home, 900, 700, HELD + CARD % ("readPixels", "readPixels", read))
+    at_rest(page)
+    first = page.locator("#quality").text_content()
+    page.evaluate(
+        "globalThis.isHolding = true; instantgi.open(bytesOf(JSON.parse("
+        "document.getElementById('given').textContent).file), 'again.gi')"
+    )
+    until(page, "Boolean(globalThis.held)")
+    assert page.locator("#quality").text_content() == "–"
+    page.locator("#count").fill("20")  # another picture: that one is given up
+    page.evaluate("globalThis.isHolding = globalThis.held = null")
+    at_rest(page)
+    assert page.locator("#quality").text_content() not in ("–", first)
+    assert message(page) == "" and page.failures == []
+    page.context.close()
+
+
+def test_error_is_of_what_is_seen_at_rest(browser, home):
+    """Not of each frame while a slider moves: rests of these milliseconds come when they may."""
+    late = """{
+      const [known, late] = [setTimeout, []];
+      globalThis.setTimeout = (done, wait, ...given) =>
+        globalThis.isMoved && wait >= 100 ? late.push(done) : known(done, wait, ...given);
+      globalThis.rest = () => { globalThis.isMoved = false; late.forEach((done) => done()); };
+    }"""
+    page = open_page(browser, home, 900, 700, COUNTED + late)
+    page.get_by_role("button", name="Error").click()
+    at_rest(page)
+    before = page.locator("canvas").screenshot()
+    found = page.evaluate(
+        """async () => {
+          globalThis.isMoved = true;
+          globalThis.mipmaps = 0;
+          const count = document.getElementById("count");
+          for (const value of [90, 60, 30]) {
+            count.value = value;
+            count.dispatchEvent(new Event("input"));
+            await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+          }
+          return globalThis.mipmaps;
+        }"""
+    )
+    assert found == 0
+    page.evaluate("rest()")
+    at_rest(page)
+    assert page.evaluate("globalThis.mipmaps") == 1
+    assert page.locator("canvas").screenshot() != before
+    page.context.close()
+
+
+def test_many_gaussians_without_a_graphics_card_are_compared_when_errors_are_asked_for(page):
+    at_rest(page)
+    page.evaluate("instantgi.state.file.num = 1_000_000; instantgi.redraw()")
+    at_rest(page)
+    assert page.locator("#quality").text_content() == "–"
+    page.get_by_role("button", name="Error").click()
+    at_rest(page)
+    assert page.locator("#quality").text_content().endswith("dB")
+
+
 def test_dropped_files(page):
     good = base64.b64encode((GOLDEN / "v1_fast.gi").read_bytes()).decode()
     page.evaluate("file => drop([file])", [good, "other.gi", ""])
@@ -683,6 +900,52 @@ def test_dropped_picture_of_another_size_is_refused(page):
     page.evaluate("file => drop([file])", [data, "small.png", "image/png"])
     until(page, "!document.getElementById('message').hidden")
     assert message(page) == "small.png: has 6x4 pixels, the file of Gaussians 50x37"
+
+
+def test_what_is_read_out(page):
+    canvas = page.get_by_role("application")  # which takes keys
+    assert canvas.get_attribute("aria-label").startswith("v1_compact.gi: a picture of 50 by 37")
+    scale = page.locator("#scale").text_content()
+    assert page.get_by_role("button", name=f"Pixel by pixel, now {scale}", exact=True).is_visible()
+    assert page.get_by_role("slider", name="Stage").get_attribute("aria-valuetext") == (
+        "5 of 5, + shapes"
+    )
+    facts = page.locator("#facts").text_content()
+    assert facts.strip() == "50 × 37 · 400 Gaussians · 1.5 kB · 6.44 bpp · compact"
+    at_rest(page)
+    assert re.fullmatch(r"[\d.]+ ms", page.locator("#time").text_content())
+    show(page, GOLDEN / "v1_lossless.gi")
+    assert " · 790 bytes · " in page.locator("#facts").text_content()
+
+
+def test_a_message_that_stays_the_same_is_said_once(page):
+    page.evaluate(
+        "globalThis.said = 0; new MutationObserver(() => said++).observe("
+        "document.getElementById('message'), { childList: true, characterData: true })"
+    )
+    for text, num in (("AAAA", 1), ("AAAA", 1)):
+        page.evaluate("file => drop([file])", [text, "bad.gi", ""])
+        until(page, "document.getElementById('message').textContent.startsWith('bad.gi')")
+        at_rest(page)
+        assert page.evaluate("said") == num
+    assert message(page).startswith("bad.gi")
+
+
+def test_page_without_a_file(browser, tmp_path):
+    given = r'(<script id="given" type="application/json">).*?(</script>)'
+    written = re.sub(given, r"\1{}\2", page_of(GOLDEN / "v1_fast.gi"), flags=re.S)
+    (tmp_path / "page.html").write_text(written)
+    page = open_page(browser, tmp_path, 900, 700)
+    at_rest(page)
+    assert page.locator("#scale").text_content() == "–"
+    lines = "(each) => each.getBoundingClientRect().height / parseFloat(getComputedStyle(each)"
+    lines += ".lineHeight)"
+    assert page.locator("#empty span").evaluate(lines) < 1.5
+    shot = np.asarray(Image.open(io.BytesIO(page.locator("canvas").screenshot())).convert("RGB"))
+    assert (shot[5, 5] == [0x0D, 0x0E, 0x10]).all()  # as around a picture
+    show(page, GOLDEN / "v1_fast.gi")
+    assert not page.locator("#empty").is_visible() and page.failures == []
+    page.context.close()
 
 
 def test_everything_has_a_name(page):
@@ -793,6 +1056,54 @@ def test_phone(browser, home):
     session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     until(page, f"instantgi.view.scale > {2 * before}")
     assert page.failures == []
+    page.context.close()
+
+
+@pytest.mark.parametrize("width, height, least", [(640, 360, 200), (320, 568, 200)])
+def test_small_window(browser, home, width, height, least):
+    page = open_page(browser, home, width, height, has_touch=True)
+    at_rest(page)
+    assert page.locator("canvas").bounding_box()["height"] >= least
+    outside = page.evaluate(
+        "[...document.querySelectorAll('button, input:not([hidden]), output, h1, dd')]"
+        ".filter((each) => { const { left, right, top, bottom, width } ="
+        " each.getBoundingClientRect();"
+        " return width && (left < 0 || right > innerWidth || top < 0 || bottom > innerHeight); })"
+        ".map((each) => each.id)"
+    )
+    assert outside == []
+    assert page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    ) == [width, height]
+    for name in ("Ellipses", "Centers", "Original", "Error", "Fit"):
+        page.get_by_role("button", name=name).tap()  # which another element may not cover
+    if height < 400:
+        rows = page.evaluate(
+            "['#count', '#step'].map((id) => document.querySelector(id).getBoundingClientRect().y)"
+        )
+        assert rows[0] == rows[1]
+    assert page.failures == []
+    page.context.close()
+
+
+def test_lines_over_the_picture_leave_its_labels_free(browser, home):
+    page = open_page(browser, home, 360, 640)
+    page.get_by_role("button", name="Error").click()
+    page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
+    until(page, "!document.getElementById('message').hidden")
+    at_rest(page)
+    boxes = [
+        page.locator(each).bounding_box()
+        for each in ("#message", "#legend", "#split .before", "#split .after")
+    ]
+    for i, one in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            apart = max(one["y"], other["y"]) >= min(
+                one["y"] + one["height"], other["y"] + other["height"]
+            ) or max(one["x"], other["x"]) >= min(
+                one["x"] + one["width"], other["x"] + other["width"]
+            )
+            assert apart, (one, other)
     page.context.close()
 
 

@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[1]
 NO_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]  # root without its rights
 NO_GPU = not torch.cuda.is_available()
 PICTURE = "convert it to PNG"
-EARLY = "it ends early, after 1 chunks; copy it again, or draw what is there with decode --partial"
+EARLY = "it ends early, after 1 chunks; copy it again, or draw what is there with "
+EARLY += "decode or view --partial"
 NETWORK = (
     "give one that comes with this version (tiny), a folder that save_pretrained wrote, or "
     '"organisation/name" for one on the Hugging Face Hub'

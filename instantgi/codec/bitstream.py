@@ -108,7 +108,7 @@ def frames(data: bytes, *, whole: bool = True) -> tuple[list[Frame], int | None]
     if whole:
         raise FormatError(
             f"is damaged: it ends early, after {len(found)} chunks; copy it again, or draw what is "
-            "there with decode --partial"
+            "there with decode or view --partial"
         )
     return found, None
 

@@ -28,6 +28,7 @@ export class Decoding {
       this.giveUp = resolve;
       port.onerror = (event) => {
         event.preventDefault();
+        this.isEnded = true; // it answers nothing more
         reject(new Error(event.message || "what decodes it has stopped"));
       };
       port.onmessage = ({ data }) => {

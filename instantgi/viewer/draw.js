@@ -37,13 +37,18 @@ export class Drawing {
   // `picture`: {width, height, channels, renderer, parts: [{header, gaussians}]}.
   setPicture(picture) {
     const { gl } = this;
-    const parts = picture.parts.map((part) => ({ ...part, ...upload(gl, part.gaussians) }));
+    const parts = picture.parts.map((part) => {
+      const ratio = [0, 1].map((axis) => sides(picture)[axis] / sides(part.header)[axis]);
+      const radius = Math.sqrt(1.39 * (CUTOFF - Math.log2(part.header.epsilon ?? 1)));
+      return { ...part, ...upload(gl, part.gaussians), ratio, radius };
+    });
     if (gl.getError() === gl.OUT_OF_MEMORY) {
       forget(gl, parts);
       throw new Unsupported(`This graphics card has no memory left for ${picture.num} Gaussians.`);
     }
     forget(gl, this.picture?.parts ?? []);
     this.picture = { ...picture, parts };
+    this.area = parts.reduce((sum, part) => sum + areaOf(part), 0);
     this.compared = null;
     this.levels = null;
   }
@@ -78,7 +83,6 @@ export class Drawing {
     const { gl, picture } = this;
     const { drawingBufferWidth: width, drawingBufferHeight: height } = gl;
     const box = boxOf(view, picture, width, height);
-    if (shown.errors) this.compare(shown.counts);
     const origin = [(box.x - view.x) / view.scale, (box.y - view.y) / view.scale];
     const [wide, high] = [box.width, box.height].map((side) => Math.ceil(side / shown.blocks));
     const samples = shown.blocks > 1 ? 1 : samplesOf(view.scale, wide * high);
@@ -158,15 +162,11 @@ export class Drawing {
   // Bytes are hostile: a small file can hold a million Gaussians, each of the size of the picture.
   refuseTooMuch(counts, width, height, origin, scale) {
     const { picture } = this;
+    if (this.area * scale ** 2 <= this.mostPairs) return;
     if (counts.reduce((sum, count) => sum + count, 0) * width * height <= this.mostPairs) return;
     const corner = origin.map((value) => value * scale);
-    let pairs = 0;
-    picture.parts.forEach(({ header, gaussians }, i) => {
-      const ratio = [0, 1].map((axis) => sides(picture)[axis] / sides(header)[axis]);
-      const radius = Math.sqrt(1.39 * (CUTOFF - Math.log2(header.epsilon ?? 1)));
-      pairs += countPairs(gaussians, counts[i], [width, height], corner, ratio.map((r) => r * scale), radius);
-    });
-    if (pairs > this.mostPairs) {
+    const pairs = picture.parts.map((part, i) => countPairs(part, counts[i], [width, height], corner, scale));
+    if (pairs.reduce((sum, each) => sum + each, 0) > this.mostPairs) {
       throw new Unsupported("These Gaussians are too many and too large to be drawn at once. Show fewer, or a smaller part.");
     }
   }
@@ -261,7 +261,8 @@ export class Drawing {
   }
 
   // How the picture differs from the original: a texture, and the PSNR; kept until either changes.
-  compare(counts) {
+  // The page stays awake; null once that is no longer wanted.
+  async compare(counts, isWanted) {
     const { gl, picture } = this;
     const key = counts.join();
     if (this.compared?.key === key || !this.canCompare()) return this.compared;
@@ -269,20 +270,22 @@ export class Drawing {
     const whole = this.target("whole", width, height, gl.RGBA8, true);
     const errors = this.target("errors", width, height, gl.RGBA8, true);
     const rows = Math.max(1, Math.floor(MOST_SAMPLES / 4 / width));
-    const before = this.frameOf(this.original);
     let squares = 0;
     for (let y = 0; y < height; y += rows) {
       const high = Math.min(rows, height - y);
       this.renderBytes(whole, [0, y], counts, 0, y, width, high, 1);
+      await this.isDone(); // reading waits for it, and the page with it
+      if (!isWanted()) return null;
+      const before = this.frameOf(this.original);
       const [drawn, given] = [whole.frame, before].map((frame) => {
         const found = new Uint8Array(4 * width * high);
         gl.bindFramebuffer(gl.FRAMEBUFFER, frame);
         gl.readPixels(0, y, width, high, gl.RGBA, gl.UNSIGNED_BYTE, found);
         return found;
       });
+      gl.deleteFramebuffer(before);
       squares += squaredError(drawn, given, picture.channels);
     }
-    gl.deleteFramebuffer(before);
     this.aim(errors, width, height);
     this.fill("error", shaders.ERROR_FRAGMENT, { drawn: whole.texture, original: this.original });
     gl.bindTexture(gl.TEXTURE_2D, errors.texture);
@@ -291,6 +294,16 @@ export class Drawing {
     const mean = squares / (width * height * Math.min(4, picture.channels === 2 ? 2 : picture.channels));
     this.compared = { key, texture: errors.texture, psnr: 10 * Math.log10(255 ** 2 / mean) };
     return this.compared;
+  }
+
+  // Once the graphics card has done what it was asked to, or is lost.
+  async isDone() {
+    const { gl } = this;
+    const fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
+    const pause = () => new Promise((done) => setTimeout(done, 4));
+    do await pause(); while (gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED);
+    gl.deleteSync(fence);
   }
 
   frameOf(texture) {
@@ -461,10 +474,20 @@ function forget(gl, parts) {
 
 const sides = ({ width, height }) => [width, height];
 
+// Pixels of the picture in the boxes around all ellipses of a part, also outside of it.
+function areaOf({ gaussians: { geometry }, ratio, radius }) {
+  let area = 0;
+  for (let at = 0; at < geometry.length; at += 5) {
+    area += Math.abs(geometry[at + 2]) * Math.sqrt(geometry[at + 3] ** 2 + geometry[at + 4] ** 2);
+  }
+  return 4 * radius ** 2 * ratio[0] * ratio[1] * area;
+}
+
 // Pixels in the boxes around the first `count` ellipses, within a target.
-function countPairs({ geometry }, count, [width, height], [left, top], scale, radius) {
+function countPairs({ gaussians: { geometry }, ratio, radius }, count, [width, height], [left, top], factor) {
+  const scale = ratio.map((each) => each * factor);
   let pairs = 0;
-  for (let at = 0; at < 5 * count; at += 5) { // each frame, of a million: without Math.hypot
+  for (let at = 0; at < 5 * count; at += 5) { // of a million: without Math.hypot
     const [x, y] = [geometry[at] * scale[0] - left, geometry[at + 1] * scale[1] - top];
     const reachX = radius * scale[0] * Math.abs(geometry[at + 2]);
     const reachY = radius * scale[1] * Math.sqrt(geometry[at + 3] ** 2 + geometry[at + 4] ** 2);

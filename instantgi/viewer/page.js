@@ -37,19 +37,36 @@ const SHORT = 200; // ms of decoding of which nothing is said
 let decoding = null; // the file that is shown
 let opening = null; // the one that shall be
 
+let waiting = null; // for the last answer
+
+// An answer, with its progress if it takes long.
+async function answered(mine, name, question, isWanted) {
+  const wait = { for: mine };
+  waiting = wait;
+  find("share").value = 0;
+  find("progress-name").textContent = name;
+  const shown = setTimeout(() => (find("progress").hidden = !waiting), SHORT);
+  try {
+    return await mine.ask(question, isWanted);
+  } finally {
+    clearTimeout(shown);
+    if (waiting === wait) {
+      waiting = null;
+      find("progress").hidden = true;
+    }
+  }
+}
+
 // Shows a file, of bytes or a text in base64, or says in one line why not; what was shown before
 // stays. One that is opened meanwhile takes its place.
 async function open(data, name) {
   opening?.end();
   const mine = new Decoding((share) => {
-    if (opening === mine) find("share").value = share;
+    if (waiting?.for === mine) find("share").value = share;
   });
   opening = mine;
-  find("share").value = 0;
-  find("progress-name").textContent = name;
-  const shown = setTimeout(() => (find("progress").hidden = false), SHORT);
   try {
-    const found = await mine.ask({ data });
+    const found = await answered(mine, name, { data });
     if (!found) return false;
     const file = withGaussians(found);
     drawing?.setPicture(file);
@@ -62,9 +79,7 @@ async function open(data, name) {
     if (decoding !== mine) mine.end();
     return complain(error, name);
   } finally {
-    clearTimeout(shown);
     if (opening === mine) opening = null;
-    if (!opening) find("progress").hidden = true;
   }
 }
 
@@ -77,7 +92,7 @@ async function openStep(step) {
   const mine = decoding;
   const isWanted = () => mine === decoding && step === state.step;
   try {
-    const found = await mine.ask({ step }, isWanted);
+    const found = await answered(mine, state.name, { step }, isWanted);
     if (!found || !isWanted()) return;
     state.file = withGaussians(found);
     drawing?.setPicture(state.file);
@@ -89,10 +104,11 @@ async function openStep(step) {
 
 function showFile() {
   if (drawing) say("message", ""); // else it says why there is no picture
+  failure = "";
   const { original, file } = state;
   if (original && !isOfSize(original, file)) setOriginal(null);
   view.show(file);
-  [cost, slowness, losses] = [0, 0, 0];
+  [cost, slowness, losses, drawn] = [0, 0, 0, null];
   forgetQuality();
   describe();
   if (isMuchForSoftware()) invalidate();
@@ -111,20 +127,30 @@ function complain(error, name) {
   return false;
 }
 
+// A text that stays the same is not read out again.
 function say(id, text) {
-  find(id).textContent = text;
+  if (find(id).textContent !== text) find(id).textContent = text;
   find(id).hidden = !text;
 }
 
 // What has been read goes, unless it says why there is no picture.
 function hideLines() {
-  if (drawing && !hasFailed) for (const id of ["message", "note"]) find(id).hidden = true;
+  if (!drawing) return;
+  say("message", failure);
+  find("note").hidden = true;
 }
+
+let filesRead = 0;
+let originalsRead = 0; // one that is read faster than an earlier one takes its place
 
 async function openFile(file) {
   try {
     if (file.type.startsWith("image/")) await openOriginal(file, file.name);
-    else await open(new Uint8Array(await file.arrayBuffer()), file.name);
+    else {
+      const mine = ++filesRead;
+      const data = new Uint8Array(await file.arrayBuffer());
+      if (mine === filesRead) await open(data, file.name);
+    }
   } catch (error) {
     complain(error, file.name);
   }
@@ -132,10 +158,11 @@ async function openFile(file) {
 
 // A picture to compare with.
 async function openOriginal(blob, name) {
+  const mine = ++originalsRead;
   const options = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
-  const bitmap = await createImageBitmap(blob, options).catch(() => {
-    throw new FormatError("is no picture that this browser can read");
-  });
+  const bitmap = await createImageBitmap(blob, options).catch(() => null);
+  if (mine !== originalsRead) return;
+  if (!bitmap) throw new FormatError("is no picture that this browser can read");
   const { file } = state;
   if (!file || !isOfSize(bitmap, file)) {
     const other = file ? `the file of Gaussians ${file.width}x${file.height}` : "there is no file yet";
@@ -193,8 +220,12 @@ function describe() {
     `${file.width} × ${file.height}`, `${numberOf(file.num)} Gaussians`, sizeText(file.numBytes),
     `${bpp.toFixed(bpp < 1 ? 3 : 2)} bpp`, file.profile, ...(file.renderer === "sum" ? [] : [file.renderer]),
   ];
-  const spans = facts.map((text) => Object.assign(document.createElement("span"), { textContent: text }));
+  const spans = facts.map((text, i) => {
+    const textContent = i + 1 < facts.length ? `${text} ·` : text;
+    return Object.assign(document.createElement("span"), { textContent });
+  });
   find("facts").replaceChildren(...spans.flatMap((span) => [span, " "])); // read as words of their own
+  find("facts").title = find("facts").textContent.trim();
   canvas.setAttribute("aria-label", `${name}: a picture of ${file.width} by ${file.height} pixels, drawn from ${file.num} Gaussians`);
   find("empty").hidden = true;
   find("step-box").hidden = file.steps < 2;
@@ -237,11 +268,14 @@ function stepText() {
   return file.byParts ? `${step} of ${file.steps}` : `${step > 1 ? "+ " : ""}${KINDS[kindsOf(file.channels)[step - 1]]}`;
 }
 
+const percentText = (percent) => `${percent < 10 ? percent.toFixed(1) : numberOf(Math.round(percent))}%`;
+
 // The controls as the state has them.
 function showControls() {
   const { file, split } = state;
-  const percent = 100 * view.scale;
-  find("scale").textContent = `${percent < 10 ? percent.toFixed(1) : numberOf(Math.round(percent))}%`;
+  const percent = file ? percentText(100 * view.scale) : "";
+  find("scale").textContent = percent || "–";
+  find("scale").setAttribute("aria-label", percent ? `Pixel by pixel, now ${percent}` : "Pixel by pixel");
   for (const id of ["ellipses", "centers", "errors"]) find(id).setAttribute("aria-pressed", state[id]);
   find("compare").setAttribute("aria-pressed", split !== null);
   find("split").hidden = split === null;
@@ -258,7 +292,7 @@ function showControls() {
   find("count-text").textContent = numberOf(Math.min(state.count, most));
   find("step").value = state.step;
   find("step-text").textContent = file.steps > 1 ? stepText() : "";
-  find("step").setAttribute("aria-valuetext", find("step-text").textContent);
+  find("step").setAttribute("aria-valuetext", file.byParts ? stepText() : `${state.step} of ${file.steps}, ${stepText()}`);
 }
 
 // --- drawing -------------------------------------------------------------------------------------
@@ -272,13 +306,14 @@ let isMoving = false;
 let resting = 0; // a timer
 let fence = null;
 let cost = 0; // ms of a frame without blocks, about
-let hasFailed = false; // the last frame, and the message says so
+let failure = ""; // why the last frame could not be drawn, as a message
 let drawn = null; // where the picture's corner was on the canvas, in the last frame
 let slowness = 0; // ms of a slow frame of this file
 let losses = 0; // of the graphics card, while it drew this file
 
 // Draws once, at the next frame, or as soon as the graphics card is done with the one before.
 function invalidate() {
+  stopComparison();
   showControls();
   if (isDue) return;
   isDue = true;
@@ -298,7 +333,8 @@ function move() {
 
 function drawFrame() {
   isDue = false;
-  if (!drawing || !state.file) return;
+  if (!drawing) return;
+  if (!state.file) return drawing.clear(GROUND);
   if (isMoving && isMuchForSoftware()) return moveCanvas(); // and draw at rest
   const frame = { began: performance.now(), atRest: !isMoving, of: decoding };
   const blocks = isMoving ? Math.min(Math.max(Math.ceil(Math.sqrt(cost / PATIENCE)), 1), 12) : leastBlocks();
@@ -310,15 +346,15 @@ function drawFrame() {
       ellipseInk: INK.ellipses, centerInk: INK.centers, pointSize: Math.max(2, 3 * dots),
     });
   } catch (error) {
-    hasFailed = true;
     drawing.clear(GROUND); // not the picture before, under another name
     complain(error, state.name);
+    failure = find("message").textContent;
     return;
   }
   drawn = view.corner();
   canvas.style.transform = "";
-  if (hasFailed) say("message", "");
-  hasFailed = false;
+  if (failure && find("message").textContent === failure) say("message", "");
+  failure = "";
   const { gl } = drawing;
   fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
   gl.flush();
@@ -361,7 +397,7 @@ function awaitFence(frame) {
 function finishFrame(milliseconds, { blocks, atRest, of }) {
   if (of === decoding) measured(milliseconds, blocks, atRest); // else it was of the file before
   if (isDue) requestAnimationFrame(drawFrame);
-  else if (!isMoving) scheduleQuality();
+  else if (!isMoving) scheduleComparison();
 }
 
 function measured(milliseconds, blocks, atRest) {
@@ -373,30 +409,42 @@ function measured(milliseconds, blocks, atRest) {
   find("time").textContent = `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
 }
 
-let timer = 0;
+let comparison = null; // the one that is under way; one that is replaced is given up
 
-// The PSNR is of the whole picture: once nothing moves.
-function scheduleQuality() {
-  clearTimeout(timer);
-  timer = 0;
-  if (leastBlocks() > 1) return;
-  timer = setTimeout(() => {
-    timer = 0;
-    try {
-      const compared = drawing?.compare(counts());
-      if (!compared) return; // there is no original, or none any more
-      find("quality").textContent = Number.isFinite(compared.psnr) ? `${compared.psnr.toFixed(2)} dB` : "lossless";
-    } catch (error) {
-      forgetQuality();
-      if (!(error instanceof Unsupported)) complain(error, state.name); // what is seen may be drawn
-    }
-  }, 200);
+// The PSNR and the error are of the whole picture: once nothing moves, and where they are not much
+// more than what is seen.
+function scheduleComparison() {
+  stopComparison();
+  if ((leastBlocks() > 1 || isMuchForSoftware()) && !state.errors) return forgetQuality();
+  const mine = { timer: setTimeout(() => compare(mine), 200) };
+  comparison = mine;
+}
+
+function stopComparison() {
+  clearTimeout(comparison?.timer);
+  comparison = null;
+}
+
+async function compare(mine) {
+  const isWanted = () => comparison === mine;
+  try {
+    const before = drawing?.compared;
+    const compared = await drawing?.compare(counts(), isWanted);
+    if (!isWanted()) return;
+    comparison = null;
+    if (!compared) return; // there is no original, or none any more
+    find("quality").textContent = Number.isFinite(compared.psnr) ? `${compared.psnr.toFixed(2)} dB` : "lossless";
+    if (state.errors && compared !== before) invalidate();
+  } catch (error) {
+    if (!isWanted()) return;
+    forgetQuality();
+    if (!(error instanceof Unsupported)) complain(error, state.name); // what is seen may be drawn
+  }
 }
 
 // It was of another picture.
 function forgetQuality() {
-  clearTimeout(timer);
-  timer = 0;
+  stopComparison();
   find("quality").textContent = "–";
 }
 
@@ -426,6 +474,7 @@ function restoreDrawing() {
 canvas.addEventListener("webglcontextlost", (event) => {
   event.preventDefault();
   drawing = null;
+  stopComparison();
   if (fence) losses += 1; // it drew
   fence = null;
   say("message", "The graphics card has dropped this page; waiting for it.");
@@ -623,7 +672,7 @@ globalThis.instantgi = {
   view,
   redraw: invalidate,
   idle: () => decoding?.isIdle, // once what was asked for is decoded
-  isAtRest: () => !(isDue || fence || isMoving || timer || opening), // and drawn, and compared
+  isAtRest: () => !(isDue || fence || isMoving || comparison || opening || waiting), // and drawn, and compared
   gaussians: () => state.file.parts.map(({ gaussians }) => gaussians),
   pixels: (x, y, width, height, scale) => drawing.pixels(counts(), x, y, width, height, scale),
 };

@@ -18,23 +18,27 @@ IMPORT = re.compile(r'^import (\{[^}]*\}|\* as \w+) from "\./(\w+)\.js";\n', re.
 EXPORT = re.compile(r"^export (?=(?:class|function|const) (\w+))", re.M)
 
 
-def page_of(path: str | Path, original: str | Path | None = None) -> str:
+def page_of(path: str | Path, original: str | Path | None = None, *, whole: bool = True) -> str:
     """The page of a `.gi` file, as HTML that needs nothing else.
 
     Args:
         original: a picture of the same size to compare with; the page holds its pixels as sRGB of
             8 bits, without what else its file says.
+        whole: False also takes the beginning of a file, which is shown coarser.
 
     Raises:
         FormatError: if the file is none of ours, or damaged.
         ValueError: if the original has another size.
         ImageError, OSError: if either cannot be read.
     """
-    file, data = Index(path), read_bytes(path, "file")
+    file, data = Index(path, whole=whole), read_bytes(path, "file")
     try:
-        unpack(data)
+        unpack(data, whole=whole)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
+    if not file.is_whole and not any(part.present() for part in file.parts):
+        why = "is only the beginning of a file, and ends before any Gaussian can be drawn"
+        raise FormatError(f"{path}: {why}")
     given = {"name": Path(path).name, "file": _base64(data[: file.num_bytes])}
     if original is not None:
         picture = _png_of(original, file.height, file.width)
