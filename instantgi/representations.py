@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
@@ -351,7 +352,7 @@ Representation = Gaussians | Mixture | Levels | Seeds | Splats
 
 def _single(bases: tuple[float, float, float]) -> tuple[float, float, float]:
     """As float32 has them, and files."""
-    features, scalings, offsets = torch.tensor(bases, dtype=torch.float32).tolist()
+    features, scalings, offsets = (float(np.float32(base)) for base in bases)
     return features, scalings, offsets
 
 
