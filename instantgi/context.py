@@ -101,17 +101,18 @@ class Context:
             level = ((4 p + 2^19) ≫ 20) + 24 − t within 0 and 63
         """
         numbers = torch.arange(grid.count)[which if isinstance(which, slice) else which.cpu()]
-        parts = [self._integers(grid, part) for part in numbers.split(CHUNK)]
+        placed = self.placed(grid)
+        parts = [self._integers(placed, part) for part in numbers.split(CHUNK)]
         means, levels, turns = (torch.cat(each) for each in zip(*parts, strict=True))
         return means, levels, turns
 
     def turns(self, grid: SeedGrid) -> Int64[Tensor, "N 3"]:
         """Of all seeds what `integers` says of their steps."""
-        numbers = torch.arange(grid.count)
-        return torch.cat([self._integers(grid, part)[2] for part in numbers.split(CHUNK)])
+        placed, numbers = self.placed(grid), torch.arange(grid.count)
+        return torch.cat([self._integers(placed, part)[2] for part in numbers.split(CHUNK)])
 
-    def _integers(self, grid: SeedGrid, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen = self._seen(grid, which)
+    def _integers(self, placed: Placed, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = self._seen(placed, which.to(self.signs.device))
         weights1, biases1, weights2, biases2 = (
             (part.double() * 2**WEIGHT_BITS).round() for part in self.network.tensors
         )
@@ -132,14 +133,14 @@ class Context:
     # --- as a fit has it -------------------------------------------------------------------------
 
     def floats(
-        self, grid: SeedGrid, which: Tensor | slice = slice(None)
+        self, placed: Placed, which: Tensor | slice = slice(None)
     ) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"], Float[Tensor, "P 3"]]:
         """Of these seeds: means and log2 of deviations, both in base steps, and turns, rounded.
 
         What `integers` rounds, but for the turns, which pass their gradients on. Differentiable in
         signs and network.
         """
-        seen = self._seen(grid, which, self.signs) / 2**16
+        seen = self._seen(placed, which, self.signs) / 2**16
         weights1, biases1, weights2, biases2 = self.network.tensors
         hidden = torch.addmm(biases1, seen, weights1).clamp(0, HIGHEST / 2**HIDDEN_BITS)
         p = torch.addmm(biases2, hidden, weights2)
@@ -149,24 +150,8 @@ class Context:
 
     # --- the hash grid ---------------------------------------------------------------------------
 
-    def _seen(self, grid: SeedGrid, which: Tensor | slice, signs: Tensor | None = None) -> Tensor:
-        """Features [P, 4 L] in 2⁻¹⁶: int64, or of given signs in their own kind."""
-        device = self.signs.device
-        places = grid.places[which if isinstance(which, slice) else which.cpu()].to(device)
-        values = self.signs.long() if signs is None else signs
-        if not self.resolutions:
-            return values.new_zeros(len(places), 0)
-        seen = None
-        for nodes, weights in self._corners(grid, places):
-            signs_there = values.index_select(0, nodes.flatten()).view(*nodes.shape, PER_NODE)
-            part = signs_there * weights[..., None].to(values.dtype)
-            seen = part if seen is None else seen + part
-        assert seen is not None
-        return seen.flatten(1)
-
-    def _corners(self, grid: SeedGrid, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of four corners the rows of `signs` and their weights in 2⁻¹⁶, [P, L]."""
-        side = max(grid.height, grid.width)
+    def placed(self, grid: SeedGrid) -> Placed:
+        """Where seeds lie in this hash grid, on the device of its signs."""
         counts = [nodes_along(grid, resolution) for resolution in self.resolutions]
         lengths = [min(columns * rows, self.longest) for columns, rows in counts]
         rows_of = [
@@ -174,9 +159,60 @@ class Context:
             [columns for columns, _ in counts],
             [sum(lengths[:level]) for level in range(len(lengths))],
             [columns * rows > self.longest for columns, rows in counts],
+            lengths,
         ]
-        resolutions, columns, begins, is_hashed = torch.tensor(rows_of, device=places.device)
-        at_x, at_y = (2 * resolutions * each[:, None] // side for each in places.unbind(1))
+        levels = torch.tensor(rows_of, dtype=torch.long).to(self.signs.device)
+        places = grid.places.to(self.signs.device)
+        return Placed(places, max(grid.height, grid.width), self.longest, levels, lengths)
+
+    def _seen(self, placed: Placed, which: Tensor | slice, signs: Tensor | None = None) -> Tensor:
+        """Features [P, 4 L] in 2⁻¹⁶: int64, or of given signs in their own kind."""
+        places = placed.places[which]
+        values = self.signs.long() if signs is None else signs
+        if not self.resolutions:
+            return values.new_zeros(len(places), 0)
+        seen = None
+        for nodes, weights in placed.corners(places):
+            signs_there = rows_at(values, nodes.flatten()).view(*nodes.shape, PER_NODE)
+            part = signs_there * weights[..., None].to(values.dtype)
+            seen = part if seen is None else seen + part
+        assert seen is not None
+        return seen.flatten(1)
+
+    def kinds(self) -> Int64[Tensor, " D"]:
+        """Of which kind each number of a seed is: features 0, sizes 1, offsets 2."""
+        kinds = [kind for kind, count in enumerate(self.counts) for _ in range(count)]
+        return torch.tensor(kinds).to(self.signs.device)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Context:
+        return dataclasses.replace(
+            self, signs=function(self.signs), network=self.network.map(function)
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed:
+    """Seeds in a hash grid, on one device.
+
+    Attributes:
+        places: of the seeds, in 1/128 px.
+        side: the longer one of the picture.
+        longest: table of a level.
+        levels: of each its resolution, columns of nodes, first row of signs, whether nodes are
+            hashed, and the length of its table.
+        lengths: the last ones.
+    """
+
+    places: Int64[Tensor, "N 2"]
+    side: int
+    longest: int
+    levels: Int64[Tensor, "5 L"]
+    lengths: list[int]
+
+    def corners(self, places: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of four corners of some places the rows of signs and their weights in 2⁻¹⁶, [P, L]."""
+        resolutions, columns, begins, is_hashed, _ = self.levels
+        at_x, at_y = (2 * resolutions * each[:, None] // self.side for each in places.unbind(1))
         for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
             x, y = (at_x >> 8) + right, (at_y >> 8) + down
             hashed = (x ^ (y * XOR_FACTOR & 0xFFFFFFFF)) % self.longest
@@ -184,15 +220,35 @@ class Context:
             along = at_y & 255 if down else 256 - (at_y & 255)
             yield begins + torch.where(is_hashed.bool(), hashed, x + y * columns), across * along
 
-    def kinds(self) -> Int64[Tensor, " D"]:
-        """Of which kind each number of a seed is: features 0, sizes 1, offsets 2."""
-        counts = torch.tensor(self.counts, device=self.signs.device)
-        return torch.arange(3, device=counts.device).repeat_interleave(counts)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Context:
-        return dataclasses.replace(
-            self, signs=function(self.signs), network=self.network.map(function)
-        )
+class _Rows(torch.autograd.Function):
+    """Rows of a table, with a gradient that does not depend on the order of its sums.
+
+    They are whole numbers of 2⁻³⁶ of the largest term: exact, whichever thread comes first.
+    """
+
+    @staticmethod
+    def forward(ctx, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = table.shape
+        return table.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor, None]:
+        (rows,), (gradient,) = ctx.saved_tensors, gradients
+        unit = torch.exp2(gradient.abs().max().frexp().exponent.double() - 36)
+        terms = (gradient / unit).round().long()
+        sums = terms.new_zeros(ctx.shape).index_add_(0, rows, terms)
+        return (sums * unit).to(gradient.dtype), None
+
+
+def rows_at(table: Tensor, rows: Tensor) -> Tensor:
+    """table[rows]; on a GPU torch would add gradients up in any order."""
+    if table.is_cuda and table.requires_grad:
+        made = _Rows.apply(table, rows)
+        assert isinstance(made, Tensor)
+        return made
+    return table.index_select(0, rows)
 
 
 def nodes_along(grid: SeedGrid, resolution: int) -> tuple[int, int]:
@@ -214,6 +270,22 @@ def straight(value: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 def to_grid(value: Tensor) -> Tensor:
     """The closest multiples of 2⁻⁸ within ±127."""
     return (value * 2**WEIGHT_BITS).round().clamp(-32512, 32512) / 2**WEIGHT_BITS
+
+
+def sign_bits(
+    signs: Float[Tensor, "T 4"], lengths: list[int], counts: Int64[Tensor, " L"]
+) -> Float[Tensor, ""]:
+    """Of levels with so many nodes what their signs take: n₊ log2(n / n₊) + n₋ log2(n / n₋) each.
+
+    Args:
+        counts: the lengths, on the device of the signs.
+    """
+    if not lengths:
+        return signs.new_zeros(())
+    share = torch.stack([0.5 + 0.5 * part.mean() for part in signs.split(lengths)])
+    share = share.clamp(1e-6, 1 - 1e-6)
+    entropy = share * share.log2() + (1 - share) * (1 - share).log2()
+    return -(PER_NODE * counts * entropy).sum()
 
 
 def steps_of(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from instantgi.context import LEVEL_ZERO, Context, logistic_bits, steps_of
@@ -15,6 +16,8 @@ from instantgi.gaussians import Gaussians, check_size, kind_of
 from instantgi.points.seeds import SeedGrid
 from instantgi.render.mixture import EPSILON, TOP_K, check_mixture
 from instantgi.seeds import CHUNK, Perceptron, gaussians_of, joined
+
+LARGEST_NUMBER = 2**30  # of steps, that files of seeds hold
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,31 +209,36 @@ class Seeds:
     def from_symbols(
         cls,
         grid: SeedGrid,
-        symbols: Int64[Tensor, "N D"],
+        symbols: Int[Tensor, "N D"],
         colors: Perceptron,
         shapes: Perceptron,
         bases: tuple[float, float, float],
         context: Context,
+        turns: Int64[Tensor, "N 3"] | None = None,
     ) -> Seeds:
-        """Of whole numbers of steps: the same float32 numbers on every machine."""
-        bases = _single(bases)
-        values = (symbols * cls._steps(grid, bases, context)).float()
-        features, scalings, offsets = values.split(context.counts, 1)
-        offsets = offsets.reshape(grid.count, -1, 2)
-        return cls(
-            grid,
-            features.contiguous(),
-            scalings.contiguous(),
-            offsets,
-            colors,
-            shapes,
-            bases,
-            context,
-        )
+        """Of whole numbers of steps: the same float32 numbers on every machine.
+
+        Args:
+            turns: what the context says of the steps, where that is known.
+        """
+        bases, kinds = _single(bases), context.kinds()
+        turns = context.turns(grid) if turns is None else turns
+        features, scalings, offsets = parts = [
+            torch.empty(len(symbols), count, device=symbols.device) for count in context.counts
+        ]
+        for begin in range(0, len(symbols), CHUNK):  # float64 takes as much as all else
+            some = slice(begin, begin + CHUNK)
+            values = symbols[some] * steps_of(bases, turns[some])[:, kinds]
+            for part, found in zip(parts, values.split(context.counts, 1), strict=True):
+                part[some] = found
+        offsets = offsets.view(grid.count, -1, 2)
+        return cls(grid, features, scalings, offsets, colors, shapes, bases, context)
 
     @property
     def symbols(self) -> Int64[Tensor, "N D"]:
-        """Features, scalings and offsets of each seed in steps.
+        """Features, scalings and offsets of each seed in steps: numbers that make the same seeds.
+
+        Beyond 2^23 several whole numbers of steps are one float32, of which this is one.
 
         Raises:
             ValueError: if nothing is rounded.
@@ -238,14 +246,10 @@ class Seeds:
         if self.bases is None or self.context is None:
             raise ValueError("these seeds are not rounded")
         values = torch.cat([self.features, self.scalings, self.offsets.flatten(1)], 1).double()
-        return (values / self._steps(self.grid, self.bases, self.context)).round().long()
-
-    @staticmethod
-    def _steps(
-        grid: SeedGrid, bases: tuple[float, float, float], context: Context
-    ) -> Float[Tensor, "N D"]:
-        """float64."""
-        return steps_of(bases, context.turns(grid))[:, context.kinds()]
+        steps = steps_of(self.bases, self.context.turns(self.grid))[:, self.context.kinds()]
+        symbols = (values / steps).round().long()
+        rounded_up = symbols.abs() <= LARGEST_NUMBER + (LARGEST_NUMBER >> 24)
+        return torch.where(rounded_up, symbols.clamp(-LARGEST_NUMBER, LARGEST_NUMBER), symbols)
 
     @property
     def bits(self) -> Float[Tensor, "N D"]:
@@ -269,13 +273,15 @@ class Seeds:
 
     def flat(self) -> Gaussians:
         """All Gaussians, seed by seed."""
+        return joined(list(self.chunks()))
+
+    def chunks(self) -> Iterator[Gaussians]:
+        """The same, of some seeds at a time."""
         points = self.grid.points.to(self.features)
-        parts = []
         for begin in range(0, self.grid.count, CHUNK):
             chunk = slice(begin, begin + CHUNK)
             numbers = self.features[chunk], self.offsets[chunk], self.scalings[chunk].exp()
-            parts.append(gaussians_of(points[chunk], *numbers, self.colors, self.shapes))
-        return joined(parts)
+            yield gaussians_of(points[chunk], *numbers, self.colors, self.shapes)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Seeds:
         return dataclasses.replace(
@@ -346,7 +352,7 @@ Representation = Gaussians | Mixture | Levels | Seeds | Splats
 
 def _single(bases: tuple[float, float, float]) -> tuple[float, float, float]:
     """As float32 has them, and files."""
-    features, scalings, offsets = torch.tensor(bases, dtype=torch.float32).tolist()
+    features, scalings, offsets = (float(np.float32(base)) for base in bases)
     return features, scalings, offsets
 
 

@@ -44,7 +44,7 @@ def one_input(data: bytes) -> None:
             assert "\n" not in str(error) and len(str(error)) < 400
             continue
         for gaussians in parts:
-            assert len(gaussians) <= min(file.num_gaussians, 2 * len(data))
+            assert len(gaussians) <= min(file.num_gaussians, 8 * len(data))
             fields = (gaussians.means, gaussians.cholesky, gaussians.colors)
             assert all(bool(field.isfinite().all()) for field in fields)
         break

@@ -16,7 +16,7 @@ from scenes import random_gaussians
 from torch.testing import assert_close
 
 from instantgi import native
-from instantgi.fit import GaussianImage, LocalAdam, fit_image, heuristic_start, solve_colors
+from instantgi.fit import SGI, GaussianImage, LocalAdam, fit_image, heuristic_start, solve_colors
 from instantgi.fit.adan import Adan
 from instantgi.fit.replay import Replay
 from instantgi.gaussians import Gaussians
@@ -147,6 +147,7 @@ METHODS: dict[str, Any] = {
     "instantgi": lambda: LocalAdam(relocations=()),
     "gaussianimage": GaussianImage,
     "gaussianimage-rs": lambda: GaussianImage("rs"),
+    "sgi": lambda: SGI(features=4, per_seed=2),
 }
 
 
@@ -155,7 +156,8 @@ def test_a_fit_takes_the_same_steps(on_gpu, method):
     image, init = picture(21, 33), random_gaussians(30, 21, 33)
 
     def fit(image, init):
-        return fit_image(image, init, method=METHODS[method](), iterations=8)
+        start = {"num_gaussians": 600} if method == "sgi" else {"init": init}
+        return fit_image(image, method=METHODS[method](), iterations=8, **start)
 
     one, same = on_gpu(fit, image, init), fit(image, init)
     for part, other in zip(fields(flat(one)), fields(flat(same)), strict=True):

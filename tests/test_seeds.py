@@ -3,9 +3,11 @@ import hashlib
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scenes import random_gaussians
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 import instantgi.fit.sgi as sgi
@@ -13,6 +15,7 @@ from instantgi.context import (
     LEVEL_ZERO,
     MOST_TURNS,
     Context,
+    _Rows,
     gaussian_bits,
     logistic_bits,
     num_nodes,
@@ -198,7 +201,7 @@ def test_integers_are_the_rounded_floats():
     grid = SeedGrid(400, 50, 90, 1)
     context = some_context(grid)
     means, levels, turns = context.integers(grid)
-    float_means, octaves, float_turns = context.floats(grid)
+    float_means, octaves, float_turns = context.floats(context.placed(grid))
     # a turn of exactly a half is rounded otherwise, and there are hidden values beyond 2^-13
     same = (turns == float_turns).all(1)
     assert same.double().mean() > 0.97
@@ -311,6 +314,93 @@ def test_a_number_far_out_has_bits_and_a_gradient():
     assert octave.grad.item() < -100
 
 
+def test_bits_of_signs_are_those_of_their_shares():
+    signs = torch.ones(30, 4)
+    signs[:10] = -1.0
+    signs[2, :2] = 1.0
+    lengths, expected = [5, 25], 0.0
+    for part in signs.split(lengths):
+        share = float((part > 0).double().mean())
+        each = [share, 1 - share]
+        expected -= part.numel() * sum(p * math.log2(p) for p in each)
+    signs.requires_grad_()
+    found = sgi.sign_bits(signs, lengths, torch.tensor(lengths))
+    assert_close(found.item(), expected, rtol=1e-5, atol=0)
+    found.backward()
+    assert signs.grad is not None
+    # a sign more of the majority takes fewer bits: minus in the first level, plus in the second
+    assert bool((signs.grad[:5] > 0).all()) and bool((signs.grad[5:] < 0).all())
+    assert sgi.sign_bits(torch.ones(0, 4), [], torch.tensor([5])[:0]).item() == 0
+    assert sgi.sign_bits(torch.ones(5, 4), [5], torch.tensor([5])).item() < 1e-3
+
+
+@pytest.mark.parametrize("paper", [False, True])
+def test_the_loss_has_the_bits_of_the_signs(paper):
+    fitter = SGI(features=4, per_seed=2, paper=paper, rate=0.5)
+    fitter.start(picture(48, 64), None, 800, seed=0)
+    context = fitter._first_context()
+    fitter._learn(dataclasses.replace(context, signs=context.signs.abs()), 1e-4)
+    assert fitter.context is not None
+    with torch.no_grad():
+        fitter.context.signs[::3] *= -1  # a third, in every level
+    held = fitter._values(fitter._numbers(), 0.5, True)
+    found = fitter._sign_bits(fitter._context())
+    assert held.cost is not None
+    expected = fitter.bits + found / fitter._numbers().numel()
+    assert_close(held.cost, 0.5 * expected)
+    gradient = torch.autograd.grad(found, fitter.context.signs)[0]
+    assert bool((gradient < 0).all()) and found.item() > 0.9 * context.signs.numel() * 0.918
+
+
+def test_a_gradient_of_rows_is_that_of_torch():
+    table, rows = normal(50, 4).requires_grad_(), torch.arange(3000) ** 2 % 47
+    gradient = normal(3000, 4, seed=1) * torch.exp2(normal(3000, 1, seed=2))
+    made = _Rows.apply(table, rows)
+    assert torch.equal(made, table[rows])
+    found = torch.autograd.grad(made, table, gradient)[0]
+    exact = torch.zeros(50, 4, dtype=torch.float64).index_add_(0, rows, gradient.double())
+    assert_close(found, exact.float(), rtol=1e-6, atol=1e-7)
+    other = torch.randperm(3000, generator=torch.Generator().manual_seed(0))
+    again = torch.autograd.grad(_Rows.apply(table, rows[other]), table, gradient[other])[0]
+    assert torch.equal(found, again)
+    nothing = torch.autograd.grad(_Rows.apply(table, rows), table, torch.zeros(3000, 4))[0]
+    assert not nothing.any()
+
+
+def test_a_fit_stays_on_its_device(monkeypatch):
+    """Nothing that a step needs is on another one, and no step waits for the GPU."""
+
+    class Anywhere(torch.Generator):
+        def __new__(cls, device=None):
+            return super().__new__(cls)
+
+    def backward(outputs, gradients):
+        """The engine starts no thread for a device that is not there."""
+        for output, gradient in zip(outputs, gradients, strict=True):
+            assert gradient is None or gradient.device == output.device
+        nodes = [output.grad_fn for output in outputs if output.grad_fn is not None]
+        leaves = [output for output in outputs if output.grad_fn is None]
+        while nodes:
+            node = nodes.pop()
+            nodes += [each for each, _ in node.next_functions if each is not None]
+            leaves += [node.variable] if hasattr(node, "variable") else []
+        for leaf in leaves:
+            assert leaf.device.type == "cuda"
+            leaf.grad = torch.zeros_like(leaf)
+
+    monkeypatch.setattr(torch.autograd, "backward", backward)
+    monkeypatch.setattr(torch, "Generator", Anywhere)
+    monkeypatch.setattr(torch, "randperm", lambda num, generator: np.arange(num))
+    image = picture(24, 32)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fitter = SGI(features=4, per_seed=2)
+        fitter.start(image.to("cuda"), None, 2000, seed=0)
+        for progress in (0.1, 0.5, 0.7, 1.0):
+            fitter.step(progress)
+        made = fitter.gaussians()
+    assert made.features.device.type == "cuda"
+
+
 # The record
 
 
@@ -395,7 +485,7 @@ def test_a_higher_rate_takes_fewer_bits_and_zero_rounds_nothing():
 
 def test_few_seeds_have_no_hash_grid_and_tiny_pictures_no_levels():
     made = fit_image(picture(3, 500), method=SGI(levels=4), num_gaussians=50, iterations=40)
-    assert made.grid.num == 8 and made.context is not None and made.context.resolutions == ()
+    assert made.grid.num == 7 and made.context is not None and made.context.resolutions == ()
     fitter = SGI(levels=4)
     fitter.start(picture(20, 90), None, 4, seed=0)
     assert fitter.grid.num == 1 and len(fitter.gaussians()) == 7 and len(fitter.shares) == 2
@@ -516,17 +606,39 @@ def test_a_fit_goes_on_from_seeds():
     assert psnr(draw(finer, 48, 64), image) > psnr(draw(made, 48, 64), image)
     with pytest.raises(ValueError, match="sgi starts from seeds, not from other"):
         fit_image(image, made.flat(), method="sgi", iterations=1)
+    some = dataclasses.replace(made.grid, first=100)
+    parts = (made.features[:100], made.scalings[:100], made.offsets[:100])
+    first = Seeds(some, *parts, made.colors, made.shapes, made.bases, made.context)
+    with pytest.raises(ValueError, match="beginning of a file; decode the whole of it"):
+        fit_image(image, first, method="sgi", iterations=1)
     with pytest.raises(ValueError, match="init is of 64x48 pixels, the image of 30x20"):
         fit_image(picture(20, 30), made, method="sgi", iterations=1)
     with pytest.raises(ValueError, match="instantgi starts from .* their sum, not from seeds"):
         fit_image(image, made, method="instantgi", iterations=1)
 
 
+def test_a_number_of_gaussians_is_an_upper_limit():
+    for num, seeds in ((50, 7), (49, 7), (48, 6), (3, 1)):
+        fitter = SGI()
+        fitter.start(picture(20, 30), None, num, seed=0)
+        assert fitter.grid.num == seeds
+
+
+def test_a_fit_without_a_schedule_is_refused():
+    image = picture(20, 30)
+    with pytest.raises(ValueError, match="SGI needs iterations or seconds"):
+        fit_image(image, method="sgi", num_gaussians=70, patience=20)
+    made = fit_image(image, method="sgi", num_gaussians=70, patience=20, iterations=5)
+    assert isinstance(made, Seeds)
+
+
 @pytest.mark.parametrize(
     "options, text",
     [
         ({"levels": 5}, "levels must be from 1 to 4, got 5"),
-        ({"rate": -1.0}, "rate must be a number of at least 0, got -1.0"),
+        ({"rate": -1.0}, "rate must be from 0 to 10000, got -1.0"),
+        ({"rate": 1e39}, "rate must be from 0 to 10000, got 1e[+]39"),
+        ({"rate": math.nan}, "rate must be from 0 to 10000, got nan"),
         ({"features": 0}, "features must be from 1 to 255, got 0"),
         ({"per_seed": 300}, "per_seed must be from 1 to 255, got 300"),
     ],

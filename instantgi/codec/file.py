@@ -33,13 +33,13 @@ from instantgi.codec.index import (
     NUM_PARTS,
     PADDING,
     PARTS,
-    PER_BYTE,
     SEED,
     Bytes,
     Index,
     Metadata,
     Part,
     check_parts,
+    per_byte,
     software,
 )
 from instantgi.codec.quantize import Quantised
@@ -129,7 +129,7 @@ def _encode_seeds(
         chunks += [Chunk(kind, payloads[i]) for payloads in by_block]
     chunks += (metadata or software()).chunks()
     counts = [more.weight(block) for block in more.blocks()]
-    return _padded(chunks, counts, header.kinds()[0], 1)
+    return _padded(chunks, counts, header, 1)
 
 
 class Numbers(NamedTuple):
@@ -258,12 +258,12 @@ def _write(parts: list[Numbers], metadata: Metadata | None) -> bytes:
         if len(parts) > 1 and part is parts[0]:
             chunks.insert(1, Chunk(PARTS, NUM_PARTS.pack(len(parts))))
     chunks += (metadata or software()).chunks()
-    return _padded(chunks, counts, parts[0].header.kinds()[0], 1 + (len(parts) > 1))
+    return _padded(chunks, counts, parts[0].header, 1 + (len(parts) > 1))
 
 
-def _padded(chunks: list[Chunk], counts: list[int], first: bytes, at: int) -> bytes:
+def _padded(chunks: list[Chunk], counts: list[int], header: Header, at: int) -> bytes:
     """A file with so many bytes before chunk `at` that no beginning of it is too short."""
-    missing = _missing(chunks, counts, first)
+    missing = _missing(chunks, counts, header)
     if missing > 0:
         chunks.insert(at, Chunk(PADDING, bytes(missing)))
     return pack(chunks)
@@ -297,15 +297,15 @@ def _write_part(part: Numbers) -> tuple[list[Chunk], list[int]]:
     return chunks, [len(each) for each in chosen if len(each)]
 
 
-def _missing(chunks: list[Chunk], counts: list[int], first: bytes) -> int:
+def _missing(chunks: list[Chunk], counts: list[int], header: Header) -> int:
     """Bytes by which a beginning of the file is too short for the Gaussians it has."""
     read, present, missing = 0, 0, 0
     remaining = iter(counts)
     for chunk in chunks:
         read += len(chunk.payload)
-        if chunk.type == first:
+        if chunk.type == header.kinds()[0]:
             present += next(remaining)
-            missing = max(missing, -(-present // PER_BYTE) - read)
+            missing = max(missing, -(-present // per_byte(header)) - read)
     return missing
 
 
@@ -427,18 +427,27 @@ class File(Index):
         grid = SeedGrid(more.num, header.height, header.width, more.random_seed, first=held)
         networks = part.networks.payload(self._data)
         colors, shapes, context = seeds.decode_networks(networks, more, grid, header.channels)
-        numbers = np.zeros((held, sum(more.counts)), np.int64)
+        numbers = np.zeros((held, sum(more.counts)), np.int32)
+        turns = np.zeros((held, len(more.counts)), np.int64)
         for i in present:  # a beginning of all blocks: their chunks are in order
             payloads = [frame.payload(self._data) for frame in part.planes[i]]
             first, num = part.blocks[i].origin[0], part.blocks[i].size[0]
-            numbers[first : first + num] = seeds.decode_block(context, grid, first, num, payloads)
+            some = slice(first, first + num)
+            numbers[some], turns[some] = seeds.decode_block(context, grid, first, num, payloads)
         if held == more.num:
             grid = dataclasses.replace(grid, first=None)
-        symbols = torch.from_numpy(numbers)
-        made = Seeds.from_symbols(grid, symbols, colors, shapes, more.bases, context)
-        gaussians = made.flat()
-        if not all(getattr(gaussians, name).isfinite().all() for name in FIELDS):
-            raise FormatError("is damaged: a seed's Gaussian is not finite")
+        made = Seeds.from_symbols(
+            grid,
+            torch.from_numpy(numbers),
+            colors,
+            shapes,
+            more.bases,
+            context,
+            torch.from_numpy(turns),
+        )
+        for gaussians in made.chunks():
+            if not all(getattr(gaussians, name).isfinite().all() for name in FIELDS):
+                raise FormatError("is damaged: a seed's Gaussian is not finite")
         return made
 
     def render(

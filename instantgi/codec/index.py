@@ -28,7 +28,7 @@ SEED, NETS = b"SEED", b"NETS"  # of the profile of seeds
 NUM_PARTS = struct.Struct("<B")
 MOST_PARTS = 32
 LUMA_PLANE = 3  # chunks of a block, up to the first of its colors
-PER_BYTE = 2  # Gaussians, at most, of those whose first chunk is there
+PER_BYTE, PER_BYTE_OF_SEEDS = 2, 8  # see `per_byte`
 METADATA = {"software": b"soft", "recipe": b"recp", "icc": b"icc ", "exif": b"exif"}
 
 
@@ -165,6 +165,15 @@ def _seeds_of(
     return seeds, found[1] if len(found) > 1 else None
 
 
+def per_byte(header: Header) -> int:
+    """Gaussians at most, of those whose first chunk is there.
+
+    What counts as a Gaussian of seeds, see `SeedsHeader.weight`, is decoded in up to 0.25 kB, its
+    numbers being only 32 bits wide until they are float32: a byte of a file takes 2 kB at most.
+    """
+    return PER_BYTE_OF_SEEDS if header.profile == "seeds" else PER_BYTE
+
+
 class Index:
     """What a file holds: its header, and where the rest lies.
 
@@ -203,7 +212,8 @@ class Index:
                 raise FormatError("is damaged: it has no header")
             self.parts = self._find_parts()
             present = sum(part.present() for part in self.parts)
-            if present > PER_BYTE * self.num_bytes:  # bounds the memory that decoding takes
+            most = per_byte(self.parts[0].header)
+            if present > most * self.num_bytes:  # bounds the memory that decoding takes
                 raise FormatError(f"is damaged: {present} Gaussians in {self.num_bytes} bytes")
             last = self.parts[-1].header
             self.num_parts = NUM_PARTS.unpack(self._parts_chunk())[0]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from instantgi.codec import entropy
 from instantgi.codec.bitstream import FormatError
@@ -9,13 +10,12 @@ from instantgi.codec.entropy import Decoder, Ints, Part
 from instantgi.codec.header import SEEDS_PER_BLOCK, SeedsHeader
 from instantgi.context import PER_NODE, WEIGHT_BITS, Context, num_nodes
 from instantgi.points.seeds import SeedGrid
-from instantgi.representations import Seeds
+from instantgi.representations import LARGEST_NUMBER, Seeds
 from instantgi.seeds import Perceptron
 
 MOST_BITS = 16  # of the fraction of weights
 LARGEST_WEIGHT = 2**24  # in steps of 2^-bits: float32 holds all of them
 LARGEST_OF_CONTEXT = 32512  # ±127 in 2^-8, of weights and biases
-LARGEST_NUMBER = 2**30  # of steps
 
 
 def header_of(seeds: Seeds) -> SeedsHeader:
@@ -42,31 +42,34 @@ def encode_blocks(seeds: Seeds) -> list[list[bytes]]:
     """The payloads of each run of seeds, in the order of SEED_KINDS."""
     assert seeds.context is not None
     symbols = seeds.symbols
-    if bool(((symbols > LARGEST_NUMBER) | (symbols < -LARGEST_NUMBER)).any()):
+    if bool((symbols.abs() > LARGEST_NUMBER).any()):
         raise ValueError("seeds have numbers of more than 2^30 steps, which no file holds")
-    blocks = []
-    for begin in range(0, seeds.grid.num, SEEDS_PER_BLOCK):
-        which = slice(begin, begin + SEEDS_PER_BLOCK)
-        means, levels, _ = seeds.context.integers(seeds.grid, which)
-        kinds = (part.split(seeds.context.counts, 1) for part in (symbols[which], means, levels))
-        blocks.append(
-            [
-                entropy.encode(entropy.logistic_parts(*(part.numpy() for part in parts)))
-                for parts in zip(*kinds, strict=True)
-            ]
-        )
-    return blocks
+    begins = range(0, seeds.grid.num, SEEDS_PER_BLOCK)
+    return [
+        encode_block(seeds.context, seeds.grid, begin, symbols[begin : begin + SEEDS_PER_BLOCK])
+        for begin in begins
+    ]
+
+
+def encode_block(context: Context, grid: SeedGrid, first: int, symbols: Tensor) -> list[bytes]:
+    """The payloads of the numbers [num, D] of seeds from `first` on."""
+    means, levels, _ = context.integers(grid, slice(first, first + len(symbols)))
+    kinds = (part.split(context.counts, 1) for part in (symbols, means, levels))
+    return [
+        entropy.encode(entropy.logistic_parts(*(part.numpy() for part in parts)))
+        for parts in zip(*kinds, strict=True)
+    ]
 
 
 def decode_block(
     context: Context, grid: SeedGrid, first: int, num: int, payloads: list[bytes]
-) -> Ints:
-    """Numbers [num, D] of seeds from `first` on; what is missing is at its mean.
+) -> tuple[Ints, Ints]:
+    """Numbers [num, D] of seeds from `first` on, what is missing at its mean, and turns [num, 3].
 
     Raises:
         FormatError: if the payloads cannot be of so many.
     """
-    means, levels, _ = context.integers(grid, slice(first, first + num))
+    means, levels, turns = context.integers(grid, slice(first, first + num))
     found = []
     for i, (mean, level) in enumerate(
         zip(means.split(context.counts, 1), levels.split(context.counts, 1), strict=True)
@@ -79,7 +82,7 @@ def decode_block(
     numbers = np.concatenate(found, 1)
     if abs(numbers).max(initial=0) > LARGEST_NUMBER:
         raise FormatError("is damaged: a number of a seed is out of range")
-    return numbers
+    return numbers, turns.numpy()
 
 
 # --- networks ------------------------------------------------------------------------------------

@@ -92,13 +92,14 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
         method: a name of `instantgi.fit.METHODS`, or a `Fitter`. "lig" makes `Levels`, "imagegs"
             a `Mixture` and "sgi" `Seeds`, all others Gaussians whose picture is their sum.
         num_gaussians: by default 0.11 per pixel, or those of `init`, which only "imagegs" lets grow
-            to more; an upper limit for "instantgi".
+            to more; an upper limit for "instantgi" and "sgi".
         iterations: steps, each one forward and one backward pass; by default 300 unless
             `seconds` or `patience` is set.
         seconds: wall-clock time, from the end of the start.
         psnr: dB; stops once the float picture has reached it.
         patience: stops after so many steps in which the PSNR rose by less than 0.01 dB; a method
             with stages ("lig", "imagegs") goes on to the next one instead, while there is one.
+            "sgi" needs iterations or seconds beside it.
         seed: of the random start and choices of the method, if it has any.
         report_every: steps between two looks at the error (PSNR stop, plateau, callback).
         on_progress: called with `Progress` at every look and at the end.
@@ -140,6 +141,9 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
     fitter = make_fitter(method) if isinstance(method, str) else method
     if not isinstance(fitter, Fitter):
         raise ValueError(f"method must be a name or a Fitter, got {kind_of(method)}")
+    if getattr(fitter, "needs_schedule", False) and iterations is None and seconds is None:
+        name = type(fitter).__name__
+        raise ValueError(f"{name} needs iterations or seconds, which its levels follow")
     fitter.start(image, init, num_gaussians, seed)
     watch = _Watch(image, iterations, seconds, psnr, patience, report_every, on_progress)
     while not watch.is_over():

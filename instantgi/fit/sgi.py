@@ -11,9 +11,11 @@ from torch import Tensor
 from instantgi.context import (
     PER_NODE,
     Context,
+    Placed,
     gaussian_bits,
     logistic_bits,
     num_nodes,
+    sign_bits,
     steps_of,
     straight,
     to_grid,
@@ -33,7 +35,7 @@ from instantgi.render.ops import (
 from instantgi.representations import Representation, Seeds
 from instantgi.seeds import CHUNK, Perceptron, gaussians_of, joined
 
-RATE = 0.001  # λ
+RATE, MOST_RATE = 0.001, 10_000  # λ
 SHARES = {1: (1.0,), 2: (0.6, 1.0), 3: (0.2, 0.6, 1.0), 4: (0.1, 0.3, 0.6, 1.0)}  # ends of levels
 NETWORK_BITS = 10  # of the fraction of the weights that make Gaussians
 FEWEST_PIXELS = 8  # of a side of a level
@@ -64,6 +66,7 @@ class Recipe:
             is about as large, so that λ means the same.
         context_from: share of the fit after which the context is learned and steps change.
         rounded_from: share after which numbers are rounded and not noisy.
+        spread: a seed's Gaussians start all over its cell, not at its place.
     """
 
     rates: tuple[float, ...]
@@ -75,6 +78,7 @@ class Recipe:
     absolute: bool
     context_from: float
     rounded_from: float
+    spread: bool
 
 
 PAPER = Recipe(
@@ -88,6 +92,7 @@ PAPER = Recipe(
     absolute=True,
     context_from=0.8,
     rounded_from=1.0,
+    spread=False,
 )
 OURS = Recipe(
     rates=(0.0375, 0.035, 0.05, 0.02, 0.01, 0.005),
@@ -99,13 +104,14 @@ OURS = Recipe(
     absolute=False,
     context_from=0.2,
     rounded_from=0.95,
+    spread=True,
 )
 
 
 class SGI:
     """Seeds that do not move, each the root of some Gaussians, fitted and made short at once.
 
-    The N / K seeds of `SeedGrid`, rounded up, have F features, four sizes and K offsets, of which
+    The N / K seeds of `SeedGrid`, rounded down, have F features, four sizes and K offsets, of which
     two networks make K Gaussians each, see `gaussians_of`. Adam moves all of it on how far the sum
     is from the picture, plus λ times the mean number of bits of a seed's numbers. These are rounded
     to steps in a file: during the fit noise as wide as a step stands for that, at first of `bases`,
@@ -119,17 +125,20 @@ class SGI:
     the context is normal and comes in the last fifth of the fit, the loss is the mean absolute
     difference. As in ours a context gives powers of √√2 of steps, cells of the hash grid are
     square, scales are exponentials, and seeds are not dropped; other than published, the steps of
-    offsets are those of the last level from the beginning, and signs cost nothing. No file holds
-    sizes rounded like that. Ours: see `Recipe`; a seed's Gaussians start all over its cell, and in
-    the last twentieth of the fit numbers and networks are rounded, which gradients do not see.
+    offsets are those of the last level from the beginning. The profile of seeds does not hold sizes
+    rounded like that; a lossless file has the Gaussians. Ours: see `Recipe`; in the last twentieth
+    of the fit numbers and networks are rounded, which gradients do not see.
 
     Args:
         levels: 1 to 4; fewer in small pictures.
-        rate: λ; 0 rounds nothing, and is for comparison.
+        rate: λ, up to 10,000; 0 rounds nothing, and is for comparison: files hold its Gaussians but
+            not its seeds.
         features: F; by default 12, of the paper 50.
         per_seed: K; by default 7, of the paper 10.
         paper: see above.
     """
+
+    needs_schedule = True  # levels and the context begin after shares of it
 
     def __init__(
         self,
@@ -149,8 +158,8 @@ class SGI:
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be from {low} to {high}, got {value}")
-        if not 0 <= rate < math.inf:
-            raise ValueError(f"rate must be a number of at least 0, got {rate}")
+        if not 0 <= rate <= MOST_RATE:
+            raise ValueError(f"rate must be from 0 to {MOST_RATE}, got {rate}")
         self.num_levels, self.rate, self.paper = levels, rate, paper
         self.num_features, self.per_seed = features, per_seed
         self.recipe = PAPER if paper else OURS
@@ -171,15 +180,17 @@ class SGI:
             levels -= 1
         self.shares = SHARES[levels]
         if init is None:
-            num = -(-num_gaussians // self.per_seed)
+            num = max(1, num_gaussians // self.per_seed)
             self.grid = SeedGrid(num, image.shape[1], image.shape[2], seed % 2**32)
             parameters = self._random_parameters()
         else:
             parameters = self._parameters_of(init)
         self.points = self.grid.points.to(image.device)
-        counts = torch.tensor(self.counts)
-        self.kinds = torch.arange(3).repeat_interleave(counts).to(image.device)
+        kinds = [kind for kind, count in enumerate(self.counts) for _ in range(count)]
+        self.kinds = torch.tensor(kinds).to(image.device)
+        self.usual_steps = torch.tensor(self.bases).to(image.device)[self.kinds]
         self.iteration, self.level, self.context, self.turns = 0, -1, None, None
+        self.placed: Placed | None = None
         self.speed = 1.0 if init is None else SPEED_OF_MORE
         numbers, self.colors, self.shapes = parameters
         self.features, self.scalings, self.offsets = (
@@ -246,11 +257,12 @@ class SGI:
         colors, shapes = colors.map(rounded), shapes.map(rounded)
         context = self._constant() if self.context is None else self._context()
         context = context.map(lambda part: part.detach().clone())
-        steps = steps_of(self.bases, context.turns(self.grid))[:, self.kinds]
+        turns = context.turns(self.grid)
+        steps = steps_of(self.bases, turns)[:, self.kinds]
         symbols = (numbers.double() / steps).round().long()
-        if self.paper:
+        if self.recipe.linear:
             return self._seeds((symbols * steps).float(), colors, shapes)
-        return Seeds.from_symbols(self.grid, symbols, colors, shapes, self.bases, context)
+        return Seeds.from_symbols(self.grid, symbols, colors, shapes, self.bases, context, turns)
 
     # --- the start -------------------------------------------------------------------------------
 
@@ -262,12 +274,12 @@ class SGI:
         num, size, per_seed = self.grid.num, self.num_features, self.per_seed
         channels, cell = len(self.image), self.grid.cell
         offsets = torch.zeros(num, per_seed, 2)
+        scaling = math.log(cell)
         if self.paper:
             coarsest = 2 ** (len(self.shares) - 1)
             scaling = min(max(math.log(cell / coarsest), 1e-4), 0.5) + math.log(coarsest)
-        else:
+        if self.recipe.spread:
             offsets += SeedGrid(per_seed, 1000, 1000).points / 1000 - 0.5
-            scaling = math.log(cell)
         scalings = torch.full((num, 4), scaling)
         outputs = channels * per_seed
         colors = Perceptron(
@@ -294,7 +306,12 @@ class SGI:
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Perceptron, Perceptron]:
         """From seeds; they go on at full size."""
         if not isinstance(init, Seeds):
-            raise ValueError("sgi starts from seeds, not from other Gaussians")
+            raise ValueError(
+                "sgi starts from seeds, not from other Gaussians; files of a fit with λ = 0 hold "
+                "such: fit with a small λ instead"
+            )
+        if init.grid.count < init.grid.num:
+            raise ValueError("these seeds are the beginning of a file; decode the whole of it")
         height, width = self.image.shape[1:]
         if (init.height, init.width) != (height, width):
             raise ValueError(
@@ -345,7 +362,7 @@ class SGI:
 
     def _values(self, numbers: Tensor, progress: float, is_rounded: bool) -> "Values":
         """The numbers as a file may have them."""
-        bases = torch.tensor(self.bases, device=numbers.device)[self.kinds]
+        bases = self.usual_steps
         is_quiet = progress < (QUIET if self.level == 0 else self.began + QUIET_LEVEL)
         if self.rate == 0 or (self.context is None and is_quiet):
             return Values(numbers)
@@ -355,7 +372,8 @@ class SGI:
         if self.context is None:
             return Values(_in_steps(numbers, bases, noise) * bases)
         context, which = self._context(), self._sample()
-        means, octaves, turns = context.floats(self.grid, which)
+        assert self.placed is not None
+        means, octaves, turns = context.floats(self.placed, which)
         turns = (turns.detach() if is_rounded else turns)[:, self.kinds]
         seen = bases * torch.exp2(turns / 4)
         steps = seen.detach()
@@ -368,7 +386,16 @@ class SGI:
         bits = (gaussian_bits if self.paper else logistic_bits)(offsets, octaves - turns / 4).mean()
         self.bits = bits.detach()
         values = _in_steps(numbers, steps, noise) * steps
-        return Values(values, self.rate * bits, seen, some_noise, which)
+        cost = self.rate * (bits + self._sign_bits(context) / numbers.numel())
+        return Values(values, cost, seen, some_noise, which)
+
+    def _sign_bits(self, context: Context) -> Tensor:
+        """Of the hash grid: of each of its levels as files have it, of all at once as published."""
+        assert self.placed is not None
+        lengths, counts = self.placed.lengths, self.placed.levels[-1]
+        if self.paper and lengths:
+            lengths, counts = [sum(lengths)], counts.sum(0, keepdim=True)
+        return sign_bits(context.signs, lengths, counts)
 
     def _sample(self) -> Tensor | slice:
         """Of which seeds a step looks at the bits: of all unless they are many."""
@@ -380,15 +407,15 @@ class SGI:
 
     @torch.no_grad()
     def _turns(self, context: Context) -> Tensor:
+        assert self.placed is not None
         chunks = (slice(i, i + CHUNK) for i in range(0, self.grid.num, CHUNK))
-        return torch.cat([context.floats(self.grid, chunk)[2] for chunk in chunks])
+        return torch.cat([context.floats(self.placed, chunk)[2] for chunk in chunks])
 
     # --- the context -----------------------------------------------------------------------------
 
     def _spread(self) -> tuple[Tensor, Tensor]:
         """Means of all numbers, and log2 of their deviations, in base steps."""
-        bases = torch.tensor(self.bases, device=self.kinds.device)[self.kinds]
-        numbers = self._numbers().detach() / bases
+        numbers = self._numbers().detach() / self.usual_steps
         # a logistic distribution deviates by 1.8 of its scale; one step is not less than 0.3
         return numbers.mean(0), (0.55 * (numbers.std(0, correction=0) + 0.2)).log2()
 
@@ -423,6 +450,7 @@ class SGI:
         even = self._even(weight, *context.signs.shape).abs().to(context.signs)
         raw = dataclasses.replace(context, signs=context.signs * even)
         self.context = raw.map(lambda part: part.clone().requires_grad_())
+        self.placed = context.placed(self.grid)
         tensors = [self.context.signs, *self.context.network.tensors]
         self.optimizer.add_param_group({"params": [part for part in tensors if part.numel()]})
 
@@ -450,14 +478,14 @@ class SGI:
             self.order = order_by_place(made.means, *size)
         residual, squares = rasterize_error(*scene, self.view.target, *size, False, self.order)
         count = len(self.image) * math.prod(size)
-        scale = 1 / count
         if self.recipe.absolute:
             residual.sign_()
-        else:
-            scale /= max(1e-6, math.sqrt(float(squares) / count))
         geometry, of_colors = rasterize_error_backward(
-            residual, *scene, *size, scale, PARAMETERS, self.order
+            residual, *scene, *size, 1 / count, PARAMETERS, self.order
         )
+        if not self.recipe.absolute:
+            root = (squares / count).sqrt().clamp_min(1e-6)
+            geometry, of_colors = geometry / root, of_colors / root
         gradients = geometry[:, :2].contiguous(), geometry[:, 2:].contiguous(), of_colors
         for index, chunk in enumerate(chunks):
             part = self._made(values, chunk, colors, shapes) if is_large else parts[index]

@@ -58,7 +58,8 @@ function readParts(chunks, numBytes) {
   checkParts(found.map((part) => part.header));
   const parts = found.map(({ header, needed }, i) => partOf(header, needed, i > 0));
   const present = parts.reduce((sum, part) => sum + part.weight, 0);
-  if (present > 2 * numBytes) {
+  const perByte = parts[0].header.profile === "seeds" ? 8 : 2;
+  if (present > perByte * numBytes) {
     throw new FormatError(`is damaged: ${present} Gaussians in ${numBytes} bytes`); // bounds memory
   }
   if (parts.slice(0, -1).some((part) => !part.isWhole)) {

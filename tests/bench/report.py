@@ -250,14 +250,24 @@ def imagegs(stem: str, counts: tuple[int, ...], arguments: str) -> list[str]:
     return lines + made.lines()
 
 
+NUMBERS = ("FEAT", "SCAL", "OFFS")  # chunks of the numbers of seeds
 SEEDS = {
     "sgi": "`sgi`: λ = 0.001, L = 3, K = 7, F = 12",
+    "paper": "`sgi-paper`, a lossless file",
     "lambda 0": "λ = 0, a lossless file of its Gaussians",
     "lambda 0.0005": "λ = 0.0005",
     "lambda 0.003": "λ = 0.003",
     "L 1": "one level",
     "L 2": "two levels",
     "L 4": "four levels",
+    "F 24 lambda 0.002": "F = 24, λ = 0.002",
+    "no log sizes": "sizes rounded in pixels, a lossless file",
+    "noise to the end": "noise until the end",
+    "context from 0.8": "context in the last fifth",
+    "smaller pictures": "first levels see smaller pictures",
+    "absolute difference": "mean absolute difference",
+    "betas 0.9 and 0.999": "β = 0.9, 0.999",
+    "offsets at 0": "offsets 0 at the start",
     "compact": "`encode`, compact, as many bytes",
     "GaussianImage": "GaussianImage, lossless",
     "LIG": "LIG, lossless",
@@ -271,16 +281,35 @@ def seeds(name: str, arguments: str) -> list[str]:
     command = f"python tests/bench/sgi.py {arguments} -o docs/results/{name}.json"
     size = "x".join(str(side) for side in found["settings"]["size"])
     columns = {"": "{}", "Gaussians": "{:,}", "bytes": "{:,}", "PSNR dB": "{:.2f}"}
-    columns |= {"SSIM": "{:.4f}", "numbers shorter than float32": "{:.1f}x", "fit s": "{:.0f}"}
+    columns |= {"SSIM": "{:.4f}", "bytes of numbers": "{:,.0f}"}
+    columns |= {"shorter than float32": "{:.1f}x", "fit s": "{:.0f}"}
     made = Table(columns)
     for row in found["rows"]:
-        coded = sum(row["chunks"].get(kind, 0) for kind in ("FEAT", "SCAL", "OFFS"))
+        coded = sum(row["chunks"].get(kind, 0) for kind in NUMBERS) or row.get("estimate")
         shorter = row["float32_numbers"] / coded if coded else None
         label = SEEDS.get(row["row"], row["row"].replace(" ", " = "))
         names = ("num", "bytes", "psnr", "ssim")
-        made.rows.append([label, *(row[each] for each in names), shorter, row["seconds"]])
+        made.rows.append([label, *(row[each] for each in names), coded, shorter, row["seconds"]])
     conditions = found["conditions"]
-    return origin(command, conditions, commit_of(conditions), f"{size} pixels") + made.lines()
+    commits = commits_of([conditions | row for row in found["rows"]])
+    return origin(command, conditions, commits, f"{size} pixels") + made.lines()
+
+
+def seeds_parts(name: str) -> list[str]:
+    """What takes the bytes of a file of seeds."""
+    found = read(name)
+    row = next(row for row in found["rows"] if row["row"] == "sgi")
+    chunks, grid = row["chunks"], row.get("grid_bytes", 0)
+    parts = {"positions": 0, "features": chunks["FEAT"], "sizes": chunks["SCAL"]}
+    parts |= {"offsets": chunks["OFFS"]}
+    parts |= {"hash grid": grid} if grid else {}
+    parts["networks" if grid else "networks and hash grid"] = chunks["NETS"] - grid
+    parts["headers, checksums"] = row["bytes"] - sum(parts.values())
+    made = Table({"": "{}", "bytes": "{:,}", "of the file": "{:.1%}"})
+    for part, count in parts.items():
+        made.rows.append([part, count, count / row["bytes"]])
+    commits = commits_of([found["conditions"] | row])
+    return [f"Of the first row of `{name}`; {'; '.join(commits)}", "", *made.lines()]
 
 
 RASTER = {
@@ -365,6 +394,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         "sgi_2k", "tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 5000"
     ),
     "sgi_div2k": lambda: seeds("sgi_div2k", "0829x2.png --num-gaussians 20000 --iterations 1000"),
+    "sgi_parts": lambda: seeds_parts("sgi_2k"),
     "sgi_speed": lambda: seeds(
         "sgi_speed",
         'tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 1000 --rows "sgi,L 1"',

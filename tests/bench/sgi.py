@@ -5,12 +5,14 @@
 
 Every row is a whole file of the same picture: its bytes, what it decodes to, how long the fit took
 and how long the file takes from bytes to pixels. "Float32" is what the seeds' numbers and networks
-take before they are rounded. Rows named K, L, F and "lambda" change one choice of "sgi";
-"compact" is our own profile in as many bytes, "x10" is ten times as many steps. A later call adds
-the rows that are missing.
+take before they are rounded. Rows named K, L, F and "lambda" change one choice of "sgi", those of
+CHOICES make one as the paper does; "compact" is our own profile in as many bytes, "x10" is ten
+times as many steps. Sizes rounded in pixels have no file of seeds: these rows are lossless files,
+with what their context says the numbers would take. A later call adds the rows that are missing.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -27,9 +29,11 @@ from bench.timing import conditions
 
 from instantgi.codec import Index, decode, encode
 from instantgi.codec.target import Target, encode_image
+from instantgi.context import sign_bits
 from instantgi.files import replace_on_success
 from instantgi.fit import SGI, GaussianImage, fit_image
 from instantgi.fit.lig import LIG
+from instantgi.fit.sgi import OURS
 from instantgi.images import read_image
 from instantgi.metrics import ms_ssim, psnr, ssim
 from instantgi.render.draw import draw
@@ -51,6 +55,16 @@ SEEDS: dict[str, dict[str, Any]] = {
     "K 20": {"per_seed": 20},
     "F 24": {"features": 24},
     "F 50": {"features": 50},
+    "F 24 lambda 0.002": {"features": 24, "rate": 0.002},
+}
+CHOICES = {  # of our recipe, each as published
+    "no log sizes": dataclasses.replace(OURS, linear=True, bases=(0.25, 1.0, 0.05)),
+    "noise to the end": dataclasses.replace(OURS, rounded_from=1.0),
+    "context from 0.8": dataclasses.replace(OURS, context_from=0.8),
+    "smaller pictures": dataclasses.replace(OURS, averaged=True),
+    "absolute difference": dataclasses.replace(OURS, absolute=True),
+    "betas 0.9 and 0.999": dataclasses.replace(OURS, betas=(0.9, 0.999)),
+    "offsets at 0": dataclasses.replace(OURS, spread=False),
 }
 OTHERS: dict[str, tuple[Any, int]] = {  # and how many times the steps
     "GaussianImage": (GaussianImage, 1),
@@ -59,21 +73,29 @@ OTHERS: dict[str, tuple[Any, int]] = {  # and how many times the steps
     "LIG x10": (LIG, 10),
 }
 COMPACT = "compact"
-ROWS = (*SEEDS, *list(OTHERS)[:2], COMPACT)
+ROWS = (*SEEDS, *CHOICES, *list(OTHERS)[:2], COMPACT)
 RUNS = 7  # of decoding
+
+
+def make_fitter(row: str) -> Any:
+    if row in OTHERS:
+        return OTHERS[row][0]()
+    fitter = SGI(**SEEDS.get(row, {}))
+    fitter.recipe = CHOICES.get(row, fitter.recipe)
+    return fitter
 
 
 def measure(image: torch.Tensor, row: str, options: argparse.Namespace, num_bytes: int):
     size = (image.shape[1], image.shape[2])
     began = time.perf_counter()
-    made = None
+    made = fitter = None
     if row == COMPACT:
         data = encode_image(image, Target(num_bytes=num_bytes))
     else:
-        make, times = OTHERS.get(row) or (lambda: SGI(**SEEDS[row]), 1)
+        fitter, times = make_fitter(row), OTHERS[row][1] if row in OTHERS else 1
         made = fit_image(
             image,
-            method=make(),
+            method=fitter,
             num_gaussians=options.num_gaussians,
             iterations=times * options.iterations,
         )
@@ -88,8 +110,11 @@ def measure(image: torch.Tensor, row: str, options: argparse.Namespace, num_byte
         times.append(time.perf_counter() - began)
     drawn = drawn.clamp(0, 1)
     similarity = ms_ssim(drawn, image)
+    here = conditions()
     result = {
         "row": row,
+        "date": here["date"],
+        "commit": here["commit"],
         "num": Index(data).num_gaussians,
         "bytes": len(data),
         "psnr": psnr(drawn, image),
@@ -108,14 +133,19 @@ def measure(image: torch.Tensor, row: str, options: argparse.Namespace, num_byte
             "float32_numbers": 4 * numbers,
         }
         if made.context is not None:
+            lengths = made.context.placed(made.grid).lengths
+            signs = sign_bits(made.context.signs, lengths, torch.tensor(lengths))
             result["estimate"] = float(made.bits.sum()) / 8
+            result["grid_bytes"] = round(float(signs) / 8)
+        elif fitter.rate > 0:
+            result["estimate"] = float(fitter.bits) * numbers / 8
     return result
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     names = ["", "Gaussians", "bytes", "PSNR", "SSIM", "MS-SSIM", "fit", "decode and draw"]
-    print("| " + " | ".join([*names, "float32", "numbers shorter"]) + " |")
-    print("|---|" + "---:|" * 9)
+    print("| " + " | ".join([*names, "float32", "numbers shorter", "their estimate"]) + " |")
+    print("|---|" + "---:|" * 10)
     for row in rows:
         before = row.get("float32_numbers")
         coded = sum(row["chunks"].get(kind, 0) for kind in ("FEAT", "SCAL", "OFFS"))
@@ -130,6 +160,7 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             f"{1000 * row['decode_seconds']:.0f} ms",
             f"{row['float32']:,}" if before else "",
             f"{before / coded:.1f}x" if before and coded else "",
+            f"{row['estimate']:,.0f}" if "estimate" in row else "",
         ]
         print("| " + " | ".join(cells) + " |")
 
@@ -162,7 +193,8 @@ def main() -> None:
     if options.output.exists():
         before = json.loads(options.output.read_text())
         assert before["settings"] == settings, f"{options.output} has other settings"
-        results["rows"] = before["rows"]
+        then = {name: before["conditions"][name] for name in ("date", "commit")}
+        results["rows"] = [then | row for row in before["rows"]]
     for row in options.rows.split(","):
         done = {each["row"]: each for each in results["rows"]}
         if row in done:
