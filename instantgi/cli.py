@@ -21,6 +21,8 @@ STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
 BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper", "3dgs")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.measure, likewise
+# of instantgi.rate_distortion, likewise
+CODECS = ("instantgi", "jpeg", "jpeg2000", "webp", "avif", "jpegxl", "gaussianimage")
 BENCH_PROFILES = ("none", "compact", "fast", "lossless")  # seeds have one of their own
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
@@ -534,12 +536,21 @@ def _bench(commands: Any) -> None:
         _run_bench,
         "fit every picture of a folder by every method at equal budgets, and print a table",
         "The JSON file is written after each fit; a later call keeps its rows and adds the rest. "
-        "One of the lists --iterations, --seconds, --num-gaussians, --bytes and --bpp may have "
-        "several values.",
+        "The table also goes to OUT.md. One of the lists --iterations, --seconds, --num-gaussians, "
+        "--bytes and --bpp may have several values. Pictures that cannot be read are left out with "
+        "a warning; the exit code is 1 then.",
+        "--images pictures -o results.json --methods instantgi,imagegs --iterations 100,300",
     )
     add = parser.add_argument
-    add("--images", required=True, metavar="DIR", help="folder of pictures (required)")
-    add("-o", "--output", required=True, metavar="OUT.json", help="results (required)")
+    _add_images(add)
+    add(
+        "-o",
+        "--output",
+        type=_json_file,
+        required=True,
+        metavar="OUT.json",
+        help="results (required)",
+    )
     add(
         "--methods",
         type=_listed(_method),
@@ -590,8 +601,13 @@ def _bench(commands: Any) -> None:
     add(
         "--start",
         choices=STARTS,
-        default="auto",
-        help="of the method instantgi, as in infer (default: %(default)s)",
+        help="of the method instantgi, as in infer (default: auto, or network with --checkpoint)",
+    )
+    add(
+        "--checkpoint",
+        type=_name,
+        metavar="NAME",
+        help="the network of the method instantgi, as in infer (default: tiny)",
     )
     _add_device(add)
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
@@ -624,6 +640,10 @@ def _bench(commands: Any) -> None:
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
 
 
+def _add_images(add: Callable[..., Any]) -> None:
+    add("--images", type=_name, required=True, metavar="DIR", help="folder of pictures (required)")
+
+
 def _bench_rd(commands: Any) -> None:
     parser = _command(
         commands,
@@ -631,17 +651,26 @@ def _bench_rd(commands: Any) -> None:
         _run_bench_rd,
         "make files of every picture of a folder by several codecs, and print a table",
         "DIR gets results.json (written after each file; a later call goes on), results.csv, "
-        "results.md, results.svg and a JSON for each codec as CompressAI has it.",
+        "results.md, results.svg and a JSON for each codec as CompressAI has it. Pictures that "
+        "cannot be read are left out with a warning; the exit code is 1 then.",
+        "--images pictures -o rd --codecs instantgi,jpeg,webp",
     )
     add = parser.add_argument
-    add("--images", required=True, metavar="DIR", help="folder of pictures (required)")
-    add("-o", "--output", required=True, metavar="DIR", help="folder of results (required)")
+    _add_images(add)
+    add(
+        "-o",
+        "--output",
+        type=_results_folder,
+        required=True,
+        metavar="DIR",
+        help="folder of results (required)",
+    )
     add(
         "--codecs",
-        type=_listed(str),
-        default=["instantgi", "jpeg", "jpeg2000", "webp", "avif", "jpegxl"],
+        type=_listed(_codec),
+        default=list(CODECS[:-1]),
         metavar="A,B",
-        help="(default: instantgi,jpeg,jpeg2000,webp,avif,jpegxl)",
+        help=f"of {', '.join(CODECS)} (default: all but the last)",
     )
     add(
         "--bpp",
@@ -662,8 +691,7 @@ def _bench_rd(commands: Any) -> None:
         type=_whole(0),
         default=50_000,
         metavar="N",
-        help="steps of either stage of the codec gaussianimage, which is not among the default "
-        "ones (default: %(default)s)",
+        help="steps of either stage of the codec gaussianimage (default: %(default)s)",
     )
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
@@ -700,6 +728,24 @@ def _completion(commands: Any) -> None:
 def _name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("must be the name of a file or folder, got an empty one")
+    return text
+
+
+def _json_file(text: str) -> str:
+    path = Path(_name(text))
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file .json in it")
+    if path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(f"must end in .json, got {text}; try {text}.json")
+    return text
+
+
+def _results_folder(text: str) -> str:
+    path = Path(_name(text))
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; results go to a folder")
+    if path.suffix.lower() == ".json" and not path.exists():
+        raise argparse.ArgumentTypeError(f"must be a folder, not a file like {text}")
     return text
 
 
@@ -755,6 +801,12 @@ def _method(text: str) -> str:
     return text
 
 
+def _codec(text: str) -> str:
+    if text not in CODECS:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(CODECS)}, got {text!r}")
+    return text
+
+
 def _metric(text: str) -> str:
     if text not in METRICS:
         raise argparse.ArgumentTypeError(f"must be of {', '.join(METRICS)}, got {text!r}")
@@ -769,8 +821,7 @@ def _listed(parse: Callable[[str], Any]) -> Callable[[str], list]:
 
 
 def _run_fits(options: argparse.Namespace) -> int:
-    if options.checkpoint is not None and options.start in ("heuristic", "auto"):
-        options.parser.error(f"argument --checkpoint: not allowed with --start {options.start}")
+    _check_start(options)
     if options.init is not None and (options.checkpoint or options.start):
         options.parser.error("argument --init: not allowed with --start and --checkpoint")
     if options.init is not None and options.num_gaussians is not None:
@@ -787,6 +838,11 @@ def _run_fits(options: argparse.Namespace) -> int:
         except BAD_INPUT as error:
             failed = bool(_complain(error))
     return int(failed)
+
+
+def _check_start(options: argparse.Namespace) -> None:
+    if options.checkpoint is not None and options.start in ("heuristic", "auto"):
+        options.parser.error(f"argument --checkpoint: not allowed with --start {options.start}")
 
 
 def _folders(options: argparse.Namespace) -> list[Path]:
@@ -1065,18 +1121,26 @@ def _run_import(options: argparse.Namespace) -> int:
 
 
 def _run_bench(options: argparse.Namespace) -> int:
-    from instantgi.bench import markdown, pictures_in, run_bench
-    from instantgi.plots import plot_means
+    from instantgi.bench import markdown, pictures_in, readable, run_bench
+    from instantgi.infer import DEFAULT_CHECKPOINT
+    from instantgi.plots import check_plots, plot_means
 
+    _check_start(options)
+    budgets = _budgets(options)
+    if options.plot:
+        check_plots(budgets, options.curve, options.output)
+    found = pictures_in(options.images)[: options.limit]
+    pictures = readable(found)
     results = run_bench(
-        pictures_in(options.images)[: options.limit],
+        pictures,
         options.output,
         methods=options.methods,
-        budgets=_budgets(options),
+        budgets=budgets,
         profile=options.profile,
         background=options.background,
         seed=options.seed,
-        start=options.start,
+        start=options.start or ("auto" if options.checkpoint is None else "network"),
+        checkpoint=options.checkpoint or DEFAULT_CHECKPOINT,
         device=options.device,
         curve=options.curve,
         metrics=options.metrics,
@@ -1085,7 +1149,7 @@ def _run_bench(options: argparse.Namespace) -> int:
     print(markdown(results))
     if options.plot:
         plot_means(results["means"], options.output)
-    return 0
+    return int(pictures != found)
 
 
 def _budgets(options: argparse.Namespace) -> list[Any]:
@@ -1111,11 +1175,13 @@ def _budgets(options: argparse.Namespace) -> list[Any]:
 
 
 def _run_bench_rd(options: argparse.Namespace) -> int:
-    from instantgi.bench import pictures_in
+    from instantgi.bench import pictures_in, readable
     from instantgi.rate_distortion import run_rate_distortion
 
+    found = pictures_in(options.images)[: options.limit]
+    pictures = readable(found)
     table = run_rate_distortion(
-        pictures_in(options.images)[: options.limit],
+        pictures,
         options.output,
         names=options.codecs,
         rates=options.bpp,
@@ -1125,7 +1191,7 @@ def _run_bench_rd(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     print(table)
-    return 0
+    return int(pictures != found)
 
 
 def _run_doctor(options: argparse.Namespace) -> int:

@@ -116,6 +116,11 @@ def read_image(
         raise ImageError(f"{path}: {_explain(error, data)}") from error
 
 
+def suffixes() -> set[str]:
+    """Of the files that `read_image` reads, in lower case."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in READABLE}
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, bytes]:
     """What a picture says of itself, as far as it is true of what `read_image` returns.
 

@@ -179,8 +179,8 @@ def test_wrong_values_are_usage_errors(options, text, picture, capsys):
             "--scale",
         ),
         (["decode", "x", "-o", "y.png", "--crop", "0", "0", "0", "5"], "at least 1, got 0 5"),
-        (["bench", "--images", "x", "-o", "y", "--methods", "instantgi,magic"], "'magic'"),
-        (["bench", "--images", "x", "-o", "y", "--iterations", "5,,6"], "whole number"),
+        (["bench", "--images", "x", "-o", "y.json", "--methods", "instantgi,magic"], "'magic'"),
+        (["bench", "--images", "x", "-o", "y.json", "--iterations", "5,,6"], "whole number"),
     ],
 )
 def test_wrong_commands_are_usage_errors(arguments, text, capsys):
