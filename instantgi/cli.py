@@ -27,6 +27,7 @@ BENCH_PROFILES = ("none", "compact", "fast", "lossless")  # seeds have one of th
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
 SHELLS = ("bash", "zsh", "tcsh")
+MOST_GAUSSIANS = 2**26  # of instantgi.gaussians, likewise
 INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT and SIGPIPE, as shells have them
 
 
@@ -100,6 +101,9 @@ def _complain(error: BaseException) -> int:
     text = _one_line(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"not enough memory ({text})"
+    if isinstance(error, RuntimeError) and re.search("can't allocate|out of memory", text):  # torch
+        wanted = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
+        text = f"not enough memory ({wanted[0].lower() if wanted else text})"
     if isinstance(error, OSError) and error.errno and error.strerror:  # of the system, not ours
         where = "the output" if error.filename is None else _one_line(error.filename)
         text = f"{where}: {error.strerror[0].lower()}{error.strerror[1:]}"
@@ -253,7 +257,7 @@ def _add_fit_arguments(parser: argparse.ArgumentParser, make: Any) -> None:
     """What infer and fit have in common."""
     make.add_argument(
         "--num-gaussians",
-        type=_whole(2),
+        type=_whole(2, MOST_GAUSSIANS),
         metavar="N",
         help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel; with "
         "infer --start network, as many as it sees fit)",
@@ -389,7 +393,7 @@ def _encode(commands: Any) -> None:
     )
     size.add_argument(
         "--num-gaussians",
-        type=_whole(2),
+        type=_whole(2, MOST_GAUSSIANS),
         metavar="N",
         help="number of Gaussians; a small picture may get fewer (default: 0.008 per pixel, about "
         "0.3 bpp)",
@@ -575,7 +579,7 @@ def _bench(commands: Any) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--num-gaussians",
-        type=_listed(_whole(2)),
+        type=_listed(_whole(2, MOST_GAUSSIANS)),
         metavar="N,N",
         help="number of Gaussians (default: 0.11 per pixel)",
     )
@@ -749,7 +753,7 @@ def _results_folder(text: str) -> str:
     return text
 
 
-def _whole(least: int | None) -> Callable[[str], int]:
+def _whole(least: int | None, most: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -757,8 +761,9 @@ def _whole(least: int | None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
         if least is not None and value < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        if abs(value) >= 2**63:
-            raise argparse.ArgumentTypeError(f"must be below 2^63, got {text}")
+        if value > most or value < -(2**63):
+            limit = "below 2^63" if most == 2**63 - 1 else f"at most {most}"
+            raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
         return value
 
     return parse

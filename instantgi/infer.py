@@ -181,7 +181,7 @@ def _wanted(image: Tensor, recipe: Recipe, stage: Stage) -> int | None:
     """How many Gaussians a fit that begins with fewer ends with; None for those of the start."""
     if stage.name == "random":
         return _count(image, recipe)
-    if recipe.init is None:
+    if recipe.init is None or recipe.method != "imagegs":  # which alone lets them grow
         return None
     made = open_file(recipe.init).metadata.recipe or {}
     wanted = made.get("num_gaussians")

@@ -22,7 +22,10 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "native"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-REINSTALL = "reinstall with a C++17 compiler (pip install --force-reinstall --no-deps instantgi)"
+REINSTALL = (
+    "reinstall with a C++17 compiler (in a copy of the repository: pip install --force-reinstall "
+    "--no-deps -e .)"
+)
 _forked = False  # whether this process is the fork of another that had loaded torch
 OUT_OF_MEMORY = (b"not enough memory", b"out of memory")  # the kernels' answers to bad_alloc
 

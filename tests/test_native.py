@@ -74,7 +74,7 @@ def test_a_missing_library_says_what_to_do(tmp_path, monkeypatch):
     try:
         message = (
             r"the CPU kernels are missing from this install \(libinstantgi_.*\): "
-            r"reinstall with a C\+\+17 compiler \(pip install .* instantgi\)"
+            r"reinstall with a C\+\+17 compiler \(in a copy .*: pip install .* -e \.\)"
         )
         with pytest.raises(RuntimeError, match=message):
             rasterize(random_gaussians(3, 8, 9), 8, 9)

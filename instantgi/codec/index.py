@@ -12,7 +12,6 @@ from typing import Any
 from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
 from instantgi.codec.header import (
     MIXTURE,
-    MOST_GAUSSIANS,
     SUM,
     Block,
     Header,
@@ -22,6 +21,7 @@ from instantgi.codec.header import (
     blocks_of,
 )
 from instantgi.files import read_bytes
+from instantgi.gaussians import MOST_GAUSSIANS
 
 HEAD, PARTS, GRID, PADDING = b"HEAD", b"PART", b"GRID", b"padd"
 SEED, NETS = b"SEED", b"NETS"  # of the profile of seeds

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians, kind_of
+from instantgi.gaussians import MOST_GAUSSIANS, Gaussians, kind_of
 from instantgi.metrics import psnr_from_mse
 from instantgi.render.draw import draw
 from instantgi.representations import Representation, flat
@@ -88,7 +88,7 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
         method: a name of `instantgi.fit.METHODS`, or a `Fitter`. "lig" makes `Levels`, "imagegs"
             a `Mixture` and "sgi" `Seeds`, all others Gaussians whose picture is their sum.
         num_gaussians: by default 0.11 per pixel, or those of `init`, which only "imagegs" lets grow
-            to more; an upper limit for "instantgi".
+            to more; an upper limit for "instantgi". At most 2**26.
         iterations: steps, each one forward and one backward pass; by default 300 unless
             `seconds` or `patience` is set.
         seconds: wall-clock time, from the end of the start.
@@ -130,8 +130,15 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
         iterations = 300
     if num_gaussians is None:
         num_gaussians = default_count(*image.shape[1:]) if init is None else len(init)
-    elif num_gaussians < 1:
-        raise ValueError(f"num_gaussians must be at least 1, got {num_gaussians}")
+    elif not 1 <= num_gaussians <= MOST_GAUSSIANS:
+        raise ValueError(f"num_gaussians must be 1 to {MOST_GAUSSIANS}, got {num_gaussians}")
+    elif init is not None and isinstance(method, str) and num_gaussians != len(init):
+        if not method.startswith("imagegs") or num_gaussians < len(init):
+            raise ValueError(
+                f'num_gaussians is not for method "{method}" with init, which has {len(init)}, got '
+                f"{num_gaussians}"
+            )
+    image = image.detach()
     fitter = make_fitter(method) if isinstance(method, str) else method
     if not isinstance(fitter, Fitter):
         raise ValueError(f"method must be a name or a Fitter, got {kind_of(method)}")
