@@ -19,6 +19,7 @@ PROFILES = ("compact", "fast", "lossless", "seeds")  # of instantgi.codec, witho
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 # of instantgi.fit, without loading it; what the last three make is for comparison only
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
+PUBLISHED_STEPS = dict.fromkeys(METHODS[1:3], "50,000") | {"lig": "30,000 a level"}
 BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper", "3dgs")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.measure, likewise
 # of instantgi.rate_distortion, likewise
@@ -41,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:2] == BENCH_RD.split():  # one command of two words
         words[:2] = [BENCH_RD]
-    _show_any_letter()
-    options, unknown = build_parser().parse_known_args(words)
-    if unknown:  # said with the usage of the command, which argparse would not do
-        _refuse(unknown, options.parser)
     try:
+        _show_any_letter()
+        options, unknown = build_parser().parse_known_args(words)
+        if unknown:  # said with the usage of the command, which argparse would not do
+            _refuse(unknown, options.parser)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             code = options.run(options)
@@ -526,7 +527,7 @@ def _import(commands: Any) -> None:
         commands,
         "import",
         _run_import,
-        "turn an .npz for that viewer into a lossless .gi",
+        "turn an .npz for the WebGPU viewer of GaussianImage into a lossless .gi",
         example="picture.npz -o picture.gi",
     )
     parser.add_argument("npz", type=_name, metavar="FILE.npz", help="Gaussians (required)")
@@ -842,6 +843,10 @@ def _run_fits(options: argparse.Namespace) -> int:
             _fit_one(image, folder, options)
         except BAD_INPUT as error:
             failed = bool(_complain(error))
+    is_usual = options.iterations is None and options.seconds is None
+    if options.method in PUBLISHED_STEPS and is_usual and not (failed or options.quiet):
+        steps = PUBLISHED_STEPS[options.method]
+        print(f"note: 300 steps; published are {steps}: --iterations", file=sys.stderr)
     return int(failed)
 
 

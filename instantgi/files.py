@@ -12,9 +12,12 @@ def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
+        OSError: if it is a device; a pipe is none.
     """
     if str(path) == "-":
         raise FileNotFoundError("-: there is no such file; standard input is /dev/stdin")
+    if Path(path).is_char_device() or Path(path).is_block_device():  # it may never end
+        raise OSError(f"{path}: is a device, not a {kind}")
     try:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -521,7 +521,9 @@ def _check_png(data: bytes) -> None:
     for kind, chunk in _png_chunks(data):
         # an upper-case first letter marks the chunks that a reader cannot do without
         if kind[:1].isupper() and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-            raise ImageError(f"the file is damaged (wrong checksum in {kind!r}); {AGAIN}")
+            raise ImageError(
+                f"the file is damaged (wrong checksum in {kind.decode('latin-1')}); {AGAIN}"
+            )
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

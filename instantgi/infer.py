@@ -32,7 +32,7 @@ from instantgi.fit import (
     solve_colors,
 )
 from instantgi.fit.network import expected_steps, is_ahead, network_fit, network_start
-from instantgi.folders import prepare_folder, replace_folder
+from instantgi.folders import prepare_folder, replace_folder, vanishing
 from instantgi.images import flatten_alpha, read_image, read_metadata, to_8bit, write_image
 from instantgi.metrics import bits_per_pixel, ms_ssim, psnr_of_levels
 from instantgi.native import choose_device
@@ -325,6 +325,20 @@ def infer_image(
         ValueError: if the recipe does not suit the picture.
     """
     recipe, folder = recipe or Recipe(), Path(folder)
+    with vanishing(folder):
+        return _write_result(
+            path, folder, recipe, snapshot_every, keep_metadata, on_progress or (lambda _: None)
+        )
+
+
+def _write_result(
+    path: str | Path,
+    folder: Path,
+    recipe: Recipe,
+    snapshot_every: int | None,
+    keep_metadata: bool,
+    on_progress: Callable[[Progress], None],
+) -> dict[str, Any]:
     began = time.perf_counter()
     image = read_picture(path, recipe.background)
     seconds_read = time.perf_counter() - began
@@ -341,8 +355,7 @@ def infer_image(
             folder.mkdir(exist_ok=True)
             made = progress.fitter.gaussians()
             _save(folder / SNAPSHOT, made, (height, width), _metadata(recipe, progress.iteration))
-        if on_progress:
-            on_progress(progress)
+        on_progress(progress)
 
     stages: list[dict[str, Any]] = []
     pictures: list[Tensor] = []

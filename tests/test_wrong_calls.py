@@ -23,7 +23,7 @@ from PIL import Image
 
 import instantgi
 from instantgi.cli import CLOSED_PIPE, INTERRUPTED, main
-from instantgi.codec.bitstream import Chunk, frames, pack
+from instantgi.codec.bitstream import AGAIN, Chunk, frames, pack
 from instantgi.codec.header import VERSION
 from instantgi.render import blocks
 
@@ -179,10 +179,13 @@ BAD = [  # words, the line without "error: "; exit code 1
     ("decode page.gi -o x.png", f"page.gi: {OTHERWISE}"),
     ("decode p.png -o x.png", f"p.png: {OTHERWISE}"),
     ("decode cut.gi -o x.png", f"cut.gi: is damaged: {EARLY}"),
-    ("decode bad.gi -o x.png", "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong"),
+    (
+        "decode bad.gi -o x.png",
+        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong; " + AGAIN,
+    ),
     (
         "decode bad.gi -o x.png --partial",
-        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong",
+        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong; " + AGAIN,
     ),
     (
         "decode next.gi -o x.png",
@@ -220,13 +223,18 @@ BAD = [  # words, the line without "error: "; exit code 1
     ("info text.png", f"text.png: {OTHERWISE}"),
     (
         "info /dev/null",
-        "/dev/null: is not a file of Gaussians: it is empty; instantgi encode makes one",
+        "/dev/null: is a device, not a file",
     ),
+    ("decode /dev/zero -o x.png", "/dev/zero: is a device, not a file"),
+    ("infer /dev/zero", "/dev/zero: is a device, not a picture"),
     ("view g.gi -o x.png", "x.png: is no name for the result; pages end in .html"),
     ("view g.gi -o none/x.html", r"none/x.html: there is no folder \S+/none; create it first"),
     ("view g.gi -o full.html", "full.html: no space left on device"),
     ("view page.gi -o x.html", f"page.gi: {OTHERWISE}"),
-    ("view bad.gi -o x.html", "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong"),
+    (
+        "view bad.gi -o x.html",
+        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong; " + AGAIN,
+    ),
     ("view g.gi -o x.html --original none.png", "none.png: there is no such file"),
     (
         "view g.gi -o x.html --original one.png",
@@ -302,7 +310,8 @@ def _is_line(text: str, line: str) -> bool:
 
 
 def _files(folder: Path) -> dict[Path, int]:
-    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
+    times = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    return {path: 0 if path.is_dir() else time for path, time in times.items()}
 
 
 @pytest.mark.parametrize("call, text", BAD, ids=_named(BAD))

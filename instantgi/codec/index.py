@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
+from instantgi.codec.bitstream import AGAIN, Chunk, FormatError, Frame, frames, may_be_skipped
 from instantgi.codec.header import (
     MIXTURE,
     SUM,
@@ -200,7 +200,7 @@ class Index:
             self._frames, end = frames(self._data, whole=whole)
             self.num_bytes = len(self._data) if end is None else end
             if not self._frames or self._frames[0].type != HEAD:
-                raise FormatError("is damaged: it has no header")
+                raise FormatError(f"is damaged: it has no header; {AGAIN}")
             self.parts = self._find_parts()
             present = sum(part.present() for part in self.parts)
             if present > PER_BYTE * self.num_bytes:  # bounds the memory that decoding takes
