@@ -102,7 +102,9 @@ def _complain(error: BaseException) -> int:
     text = _one_line(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"not enough memory ({text})"
-    if isinstance(error, RuntimeError) and re.search("can't allocate|out of memory", text):  # torch
+    if isinstance(error, RuntimeError) and re.search(
+        "can't allocate|out of memory|not enough memory", text
+    ):  # torch
         wanted = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
         text = f"not enough memory ({wanted[0].lower() if wanted else text})"
     if isinstance(error, OSError) and error.errno and error.strerror:  # of the system, not ours

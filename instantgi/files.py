@@ -89,6 +89,9 @@ def held(path: str | os.PathLike[str]) -> Iterator[None]:
     with lock.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the one before removes its file, and a third may have made another since
+            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+                raise BlockingIOError
         except BlockingIOError:
             file.seek(0)
             raise BlockingIOError(
