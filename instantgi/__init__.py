@@ -4,8 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from instantgi.codec import decode, encode
-    from instantgi.codec import open_file as open
+    from instantgi.codec import decode, encode, open_file
     from instantgi.fit import fit_image
     from instantgi.gaussians import Gaussians
     from instantgi.images import read_image, write_image
@@ -13,14 +12,15 @@ if TYPE_CHECKING:
     from instantgi.render import rasterize
     from instantgi.render.draw import pixels
 
+    open = open_file
+
 __version__ = "0.1.0"
-__all__ = [
+__all__ = [  # not open: a star import would hide the one of Python
     "Gaussians",
     "InstantGI",
     "decode",
     "encode",
     "fit_image",
-    "open",
     "pixels",
     "rasterize",
     "read_image",
@@ -49,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *HOMES])

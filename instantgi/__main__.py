@@ -2,7 +2,16 @@
 
 import sys
 
-from instantgi.cli import main
+
+def main() -> int:
+    """Of the command line; also Ctrl-C while it is still loading ends in an exit code."""
+    try:
+        from instantgi.cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,12 +19,16 @@ PROFILES = ("compact", "fast", "lossless", "seeds")  # of instantgi.codec, witho
 STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 # of instantgi.fit, without loading it; what the last three make is for comparison only
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
+PUBLISHED_STEPS = dict.fromkeys(METHODS[1:3], "50,000") | {"lig": "30,000 a level"}
 BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper", "3dgs")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.measure, likewise
+# of instantgi.rate_distortion, likewise
+CODECS = ("instantgi", "jpeg", "jpeg2000", "webp", "avif", "jpegxl", "gaussianimage")
 BENCH_PROFILES = ("none", "compact", "fast", "lossless")  # seeds have one of their own
 RENDERERS = ("sum", "mixture", "levels")  # of instantgi.codec, by their numbers
 BENCH_RD = "bench rd"
 SHELLS = ("bash", "zsh", "tcsh")
+MOST_GAUSSIANS = 2**26  # of instantgi.gaussians, likewise
 INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + SIGINT and SIGPIPE, as shells have them
 
 
@@ -38,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:2] == BENCH_RD.split():  # one command of two words
         words[:2] = [BENCH_RD]
-    _show_any_letter()
-    options, unknown = build_parser().parse_known_args(words)
-    if unknown:  # said with the usage of the command, which argparse would not do
-        _refuse(unknown, options.parser)
     try:
+        _show_any_letter()
+        options, unknown = build_parser().parse_known_args(words)
+        if unknown:  # said with the usage of the command, which argparse would not do
+            _refuse(unknown, options.parser)
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             code = options.run(options)
@@ -98,6 +102,11 @@ def _complain(error: BaseException) -> int:
     text = _one_line(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = f"not enough memory ({text})"
+    if isinstance(error, RuntimeError) and re.search(
+        "can't allocate|out of memory|not enough memory", text
+    ):  # torch
+        wanted = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
+        text = f"not enough memory ({wanted[0].lower() if wanted else text})"
     if isinstance(error, OSError) and error.errno and error.strerror:  # of the system, not ours
         where = "the output" if error.filename is None else _one_line(error.filename)
         text = f"{where}: {error.strerror[0].lower()}{error.strerror[1:]}"
@@ -251,7 +260,7 @@ def _add_fit_arguments(parser: argparse.ArgumentParser, make: Any) -> None:
     """What infer and fit have in common."""
     make.add_argument(
         "--num-gaussians",
-        type=_whole(2),
+        type=_whole(2, MOST_GAUSSIANS),
         metavar="N",
         help="number of Gaussians; a small picture may get fewer (default: 0.11 per pixel; with "
         "infer --start network, as many as it sees fit)",
@@ -387,7 +396,7 @@ def _encode(commands: Any) -> None:
     )
     size.add_argument(
         "--num-gaussians",
-        type=_whole(2),
+        type=_whole(2, MOST_GAUSSIANS),
         metavar="N",
         help="number of Gaussians; a small picture may get fewer (default: 0.008 per pixel, about "
         "0.3 bpp)",
@@ -525,7 +534,7 @@ def _import(commands: Any) -> None:
         commands,
         "import",
         _run_import,
-        "turn an .npz for that viewer into a lossless .gi",
+        "turn an .npz for the WebGPU viewer of GaussianImage into a lossless .gi",
         example="picture.npz -o picture.gi",
     )
     parser.add_argument("npz", type=_name, metavar="FILE.npz", help="Gaussians (required)")
@@ -539,12 +548,21 @@ def _bench(commands: Any) -> None:
         _run_bench,
         "fit every picture of a folder by every method at equal budgets, and print a table",
         "The JSON file is written after each fit; a later call keeps its rows and adds the rest. "
-        "One of the lists --iterations, --seconds, --num-gaussians, --bytes and --bpp may have "
-        "several values.",
+        "The table also goes to OUT.md. One of the lists --iterations, --seconds, --num-gaussians, "
+        "--bytes and --bpp may have several values. Pictures that cannot be read are left out with "
+        "a warning; the exit code is 1 then.",
+        "--images pictures -o results.json --methods instantgi,imagegs --iterations 100,300",
     )
     add = parser.add_argument
-    add("--images", required=True, metavar="DIR", help="folder of pictures (required)")
-    add("-o", "--output", required=True, metavar="OUT.json", help="results (required)")
+    _add_images(add)
+    add(
+        "-o",
+        "--output",
+        type=_json_file,
+        required=True,
+        metavar="OUT.json",
+        help="results (required)",
+    )
     add(
         "--methods",
         type=_listed(_method),
@@ -569,7 +587,7 @@ def _bench(commands: Any) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--num-gaussians",
-        type=_listed(_whole(2)),
+        type=_listed(_whole(2, MOST_GAUSSIANS)),
         metavar="N,N",
         help="number of Gaussians (default: 0.11 per pixel)",
     )
@@ -595,8 +613,13 @@ def _bench(commands: Any) -> None:
     add(
         "--start",
         choices=STARTS,
-        default="auto",
-        help="of the method instantgi, as in infer (default: %(default)s)",
+        help="of the method instantgi, as in infer (default: auto, or network with --checkpoint)",
+    )
+    add(
+        "--checkpoint",
+        type=_name,
+        metavar="NAME",
+        help="the network of the method instantgi, as in infer (default: tiny)",
     )
     _add_device(add)
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
@@ -629,6 +652,10 @@ def _bench(commands: Any) -> None:
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
 
 
+def _add_images(add: Callable[..., Any]) -> None:
+    add("--images", type=_name, required=True, metavar="DIR", help="folder of pictures (required)")
+
+
 def _bench_rd(commands: Any) -> None:
     parser = _command(
         commands,
@@ -636,17 +663,26 @@ def _bench_rd(commands: Any) -> None:
         _run_bench_rd,
         "make files of every picture of a folder by several codecs, and print a table",
         "DIR gets results.json (written after each file; a later call goes on), results.csv, "
-        "results.md, results.svg and a JSON for each codec as CompressAI has it.",
+        "results.md, results.svg and a JSON for each codec as CompressAI has it. Pictures that "
+        "cannot be read are left out with a warning; the exit code is 1 then.",
+        "--images pictures -o rd --codecs instantgi,jpeg,webp",
     )
     add = parser.add_argument
-    add("--images", required=True, metavar="DIR", help="folder of pictures (required)")
-    add("-o", "--output", required=True, metavar="DIR", help="folder of results (required)")
+    _add_images(add)
+    add(
+        "-o",
+        "--output",
+        type=_results_folder,
+        required=True,
+        metavar="DIR",
+        help="folder of results (required)",
+    )
     add(
         "--codecs",
-        type=_listed(str),
-        default=["instantgi", "jpeg", "jpeg2000", "webp", "avif", "jpegxl"],
+        type=_listed(_codec),
+        default=list(CODECS[:-1]),
         metavar="A,B",
-        help="(default: instantgi,jpeg,jpeg2000,webp,avif,jpegxl)",
+        help=f"of {', '.join(CODECS)} (default: all but the last)",
     )
     add(
         "--bpp",
@@ -667,8 +703,7 @@ def _bench_rd(commands: Any) -> None:
         type=_whole(0),
         default=50_000,
         metavar="N",
-        help="steps of either stage of the codec gaussianimage, which is not among the default "
-        "ones (default: %(default)s)",
+        help="steps of either stage of the codec gaussianimage (default: %(default)s)",
     )
     add("--limit", type=_whole(1), metavar="K", help="only the first K pictures (default: all)")
     add("--quiet", action="store_true", help="no progress bar (default: one, on a terminal)")
@@ -708,7 +743,25 @@ def _name(text: str) -> str:
     return text
 
 
-def _whole(least: int | None) -> Callable[[str], int]:
+def _json_file(text: str) -> str:
+    path = Path(_name(text))
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file .json in it")
+    if path.suffix.lower() != ".json":
+        raise argparse.ArgumentTypeError(f"must end in .json, got {text}; try {text}.json")
+    return text
+
+
+def _results_folder(text: str) -> str:
+    path = Path(_name(text))
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; results go to a folder")
+    if path.suffix.lower() == ".json" and not path.exists():
+        raise argparse.ArgumentTypeError(f"must be a folder, not a file like {text}")
+    return text
+
+
+def _whole(least: int | None, most: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
@@ -716,8 +769,9 @@ def _whole(least: int | None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
         if least is not None and value < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        if abs(value) >= 2**63:
-            raise argparse.ArgumentTypeError(f"must be below 2^63, got {text}")
+        if value > most or value < -(2**63):
+            limit = "below 2^63" if most == 2**63 - 1 else f"at most {most}"
+            raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
         return value
 
     return parse
@@ -760,6 +814,12 @@ def _method(text: str) -> str:
     return text
 
 
+def _codec(text: str) -> str:
+    if text not in CODECS:
+        raise argparse.ArgumentTypeError(f"must be of {', '.join(CODECS)}, got {text!r}")
+    return text
+
+
 def _metric(text: str) -> str:
     if text not in METRICS:
         raise argparse.ArgumentTypeError(f"must be of {', '.join(METRICS)}, got {text!r}")
@@ -774,8 +834,7 @@ def _listed(parse: Callable[[str], Any]) -> Callable[[str], list]:
 
 
 def _run_fits(options: argparse.Namespace) -> int:
-    if options.checkpoint is not None and options.start in ("heuristic", "auto"):
-        options.parser.error(f"argument --checkpoint: not allowed with --start {options.start}")
+    _check_start(options)
     if options.init is not None and (options.checkpoint or options.start):
         options.parser.error("argument --init: not allowed with --start and --checkpoint")
     if options.init is not None and options.num_gaussians is not None:
@@ -791,7 +850,16 @@ def _run_fits(options: argparse.Namespace) -> int:
             _fit_one(image, folder, options)
         except BAD_INPUT as error:
             failed = bool(_complain(error))
+    is_usual = options.iterations is None and options.seconds is None
+    if options.method in PUBLISHED_STEPS and is_usual and not (failed or options.quiet):
+        steps = PUBLISHED_STEPS[options.method]
+        print(f"note: 300 steps; published are {steps}: --iterations", file=sys.stderr)
     return int(failed)
+
+
+def _check_start(options: argparse.Namespace) -> None:
+    if options.checkpoint is not None and options.start in ("heuristic", "auto"):
+        options.parser.error(f"argument --checkpoint: not allowed with --start {options.start}")
 
 
 def _folders(options: argparse.Namespace) -> list[Path]:
@@ -1071,18 +1139,26 @@ def _run_import(options: argparse.Namespace) -> int:
 
 
 def _run_bench(options: argparse.Namespace) -> int:
-    from instantgi.bench import markdown, pictures_in, run_bench
-    from instantgi.plots import plot_means
+    from instantgi.bench import markdown, pictures_in, readable, run_bench
+    from instantgi.infer import DEFAULT_CHECKPOINT
+    from instantgi.plots import check_plots, plot_means
 
+    _check_start(options)
+    budgets = _budgets(options)
+    if options.plot:
+        check_plots(budgets, options.curve, options.output)
+    found = pictures_in(options.images)[: options.limit]
+    pictures = readable(found)
     results = run_bench(
-        pictures_in(options.images)[: options.limit],
+        pictures,
         options.output,
         methods=options.methods,
-        budgets=_budgets(options),
+        budgets=budgets,
         profile=options.profile,
         background=options.background,
         seed=options.seed,
-        start=options.start,
+        start=options.start or ("auto" if options.checkpoint is None else "network"),
+        checkpoint=options.checkpoint or DEFAULT_CHECKPOINT,
         device=options.device,
         curve=options.curve,
         metrics=options.metrics,
@@ -1091,7 +1167,7 @@ def _run_bench(options: argparse.Namespace) -> int:
     print(markdown(results))
     if options.plot:
         plot_means(results["means"], options.output)
-    return 0
+    return int(pictures != found)
 
 
 def _budgets(options: argparse.Namespace) -> list[Any]:
@@ -1117,11 +1193,13 @@ def _budgets(options: argparse.Namespace) -> list[Any]:
 
 
 def _run_bench_rd(options: argparse.Namespace) -> int:
-    from instantgi.bench import pictures_in
+    from instantgi.bench import pictures_in, readable
     from instantgi.rate_distortion import run_rate_distortion
 
+    found = pictures_in(options.images)[: options.limit]
+    pictures = readable(found)
     table = run_rate_distortion(
-        pictures_in(options.images)[: options.limit],
+        pictures,
         options.output,
         names=options.codecs,
         rates=options.bpp,
@@ -1131,7 +1209,7 @@ def _run_bench_rd(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     print(table)
-    return 0
+    return int(pictures != found)
 
 
 def _run_doctor(options: argparse.Namespace) -> int:

@@ -12,9 +12,12 @@ def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: if there is no file to read.
+        OSError: if it is a device; a pipe is none.
     """
     if str(path) == "-":
         raise FileNotFoundError("-: there is no such file; standard input is /dev/stdin")
+    if Path(path).is_char_device() or Path(path).is_block_device():  # it may never end
+        raise OSError(f"{path}: is a device, not a {kind}")
     try:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -53,6 +56,58 @@ def replace_on_success(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def check_ours(path: str | os.PathLike[str], mark: str) -> None:
+    """Raises FileExistsError if there is a file without this mark in its beginning, and what
+    `check_place` raises."""
+    check_place(path)
+    if Path(path).exists() and mark.encode() not in Path(path).read_bytes()[:4096]:
+        raise FileExistsError(
+            f"{path}: is not ours to replace; move it away, or choose another name for the results"
+        )
+
+
+@contextmanager
+def held(path: str | os.PathLike[str]) -> Iterator[None]:
+    """While the block runs, no other process gets into one for the same path.
+
+    Where the system has no such locks (Windows, some network drives), it does.
+
+    Raises:
+        BlockingIOError: if another one is in there.
+        As `check_place`.
+    """
+    check_place(path)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{target.name}.lock")
+    with lock.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the one before removes its file, and a third may have made another since
+            if not (lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat())):
+                raise BlockingIOError
+        except BlockingIOError:
+            file.seek(0)
+            raise BlockingIOError(
+                f"{path}: process {file.read() or 'unknown'} is writing to it; wait for it, or "
+                "choose another name"
+            ) from None
+        except OSError:  # no locks here
+            yield
+            return
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager

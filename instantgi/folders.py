@@ -1,5 +1,6 @@
 """Writes result folders whole or not at all."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -76,14 +77,35 @@ def replace_folder(path: str | os.PathLike[str], names: Collection[str]) -> Iter
 
 
 def _exchange(partial: Path, target: Path) -> None:
-    if not target.exists():
-        partial.rename(target)
-        return
+    try:
+        _put(partial, target)
+    except OSError:  # another call may have put its own there in between
+        _put(partial, target)
+
+
+def _put(partial: Path, target: Path) -> None:
     older = target.with_name(f".{secrets.token_hex(8)}")
-    target.rename(older)
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(older)
     try:
         partial.rename(target)
     except BaseException:
-        older.rename(target)
+        with contextlib.suppress(OSError):
+            older.rename(target)
+        if target.exists():  # it came back, or another one is there
+            shutil.rmtree(older, ignore_errors=True)
         raise
     shutil.rmtree(older, ignore_errors=True)
+
+
+@contextmanager
+def vanishing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Folders above `path` that a failing block has made vanish, unless they hold something."""
+    made = [parent for parent in Path(os.path.realpath(path)).parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        raise

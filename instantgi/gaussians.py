@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+MOST_GAUSSIANS = 2**26  # of a file, and of a fit
 FIELDS = ("means", "cholesky", "colors")
 
 

@@ -116,6 +116,11 @@ def read_image(
         raise ImageError(f"{path}: {_explain(error, data)}") from error
 
 
+def suffixes() -> set[str]:
+    """Of the files that `read_image` reads, in lower case."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in READABLE}
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, bytes]:
     """What a picture says of itself, as far as it is true of what `read_image` returns.
 
@@ -516,7 +521,9 @@ def _check_png(data: bytes) -> None:
     for kind, chunk in _png_chunks(data):
         # an upper-case first letter marks the chunks that a reader cannot do without
         if kind[:1].isupper() and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-            raise ImageError(f"the file is damaged (wrong checksum in {kind!r}); {AGAIN}")
+            raise ImageError(
+                f"the file is damaged (wrong checksum in {kind.decode('latin-1')}); {AGAIN}"
+            )
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

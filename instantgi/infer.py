@@ -19,7 +19,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from instantgi.codec import Metadata, encode, open_file
-from instantgi.codec.header import MOST_GAUSSIANS
 from instantgi.codec.index import software
 from instantgi.files import replace_on_success
 from instantgi.fit import (
@@ -32,8 +31,10 @@ from instantgi.fit import (
     make_fitter,
     solve_colors,
 )
+from instantgi.fit.loop import GROWING
 from instantgi.fit.network import expected_steps, is_ahead, network_fit, network_start
-from instantgi.folders import prepare_folder, replace_folder
+from instantgi.folders import prepare_folder, replace_folder, vanishing
+from instantgi.gaussians import MOST_GAUSSIANS
 from instantgi.images import flatten_alpha, read_image, read_metadata, to_8bit, write_image
 from instantgi.metrics import bits_per_pixel, ms_ssim, psnr_of_levels
 from instantgi.native import choose_device
@@ -185,6 +186,8 @@ def _wanted(height: int, width: int, recipe: Recipe) -> int | None:
     """
     if recipe.init is None:
         return None if recipe.method == "instantgi" else _count(height, width, recipe)
+    if recipe.method not in GROWING:
+        return None
     found = (open_file(recipe.init).metadata.recipe or {}).get("num_gaussians")
     return found if isinstance(found, int) and 0 < found <= MOST_GAUSSIANS else None
 
@@ -326,6 +329,20 @@ def infer_image(
         ValueError: if the recipe does not suit the picture.
     """
     recipe, folder = recipe or Recipe(), Path(folder)
+    with vanishing(folder):
+        return _write_result(
+            path, folder, recipe, snapshot_every, keep_metadata, on_progress or (lambda _: None)
+        )
+
+
+def _write_result(
+    path: str | Path,
+    folder: Path,
+    recipe: Recipe,
+    snapshot_every: int | None,
+    keep_metadata: bool,
+    on_progress: Callable[[Progress], None],
+) -> dict[str, Any]:
     began = time.perf_counter()
     image = read_picture(path, recipe.background)
     seconds_read = time.perf_counter() - began
@@ -343,8 +360,7 @@ def infer_image(
             made = progress.fitter.gaussians()
             metadata = _metadata(recipe, height, width, progress.iteration)
             _save(folder / SNAPSHOT, made, (height, width), metadata)
-        if on_progress:
-            on_progress(progress)
+        on_progress(progress)
 
     stages: list[dict[str, Any]] = []
     pictures: list[Tensor] = []

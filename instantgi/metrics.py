@@ -3,8 +3,10 @@
 Pictures are [C, H, W] in [0, 1], any number of channels; a mean over channels is a plain one.
 """
 
+import contextlib
 import functools
 import math
+import sys
 import types
 import warnings
 
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from instantgi.gaussians import kind_of
 from instantgi.images import PART, to_8bit
 
 # Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment", 2004, section III.B and III.C
@@ -42,7 +45,7 @@ def psnr_of_levels(
     levels: UInt8[Tensor, "channels height width"], target: UInt8[Tensor, "channels height width"]
 ) -> float:
     """`psnr` of pictures that are of 8 bits already."""
-    _check_pair(levels, target)
+    _check_pair(levels, target, of_levels=True)
     parts = levels.reshape(-1).split(PART), target.reshape(-1).split(PART)
     squares = sum(_squares(a, b) for a, b in zip(*parts, strict=True))
     return psnr_from_mse(squares / 255**2 / levels.numel())
@@ -151,7 +154,15 @@ def bits_per_pixel(num_bytes: int, height: int, width: int) -> float:
     return 8 * num_bytes / (height * width)
 
 
-def _check_pair(image: Tensor, target: Tensor) -> None:
+def _check_pair(image: Tensor, target: Tensor, of_levels: bool = False) -> None:
+    wanted = "a uint8 tensor [C, H, W]" if of_levels else "a float tensor [C, H, W] in [0, 1]"
+    for name, picture in (("image", image), ("target", target)):
+        is_one = isinstance(picture, Tensor) and picture.ndim == 3
+        fits = is_one and (
+            picture.dtype == torch.uint8 if of_levels else picture.is_floating_point()
+        )
+        if not fits:
+            raise ValueError(f"{name} must be {wanted}, got {kind_of(picture)}")
     if image.shape != target.shape:
         shapes = f"{list(image.shape)} and {list(target.shape)}"
         raise ValueError(f"image and target must have the same shape, got {shapes}")
@@ -237,7 +248,8 @@ def _lpips_network() -> torch.nn.Module:
     except ImportError as error:
         raise ImportError('LPIPS needs a package: pip install "instantgi[metrics]"') from error
     try:
-        with warnings.catch_warnings():
+        # a download is announced, which is no result
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")  # of torchvision, about how lpips names the weights
             return package.LPIPS(net="alex", verbose=False).eval()
     except OSError as error:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import re
+import struct
 import sys
 import tempfile
 import warnings
@@ -22,7 +23,10 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "native"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-REINSTALL = "reinstall with a C++17 compiler (pip install --force-reinstall --no-deps instantgi)"
+REINSTALL = (
+    "reinstall with a C++17 compiler (in a copy of the repository: pip install --force-reinstall "
+    "--no-deps -e .)"
+)
 _forked = False  # whether this process is the fork of another that had loaded torch
 OUT_OF_MEMORY = (b"not enough memory", b"out of memory")  # the kernels' answers to bad_alloc
 
@@ -53,12 +57,27 @@ def cpu_library() -> ctypes.CDLL:
         raise RuntimeError(
             f"the CPU kernels are missing from this install ({path.name}): {REINSTALL}"
         )
+    if _is_cut(path):
+        raise RuntimeError(
+            f"the CPU kernels cannot be loaded ({path.name} is not whole): {REINSTALL}"
+        )
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise RuntimeError(f"the CPU kernels cannot be loaded ({error}): {REINSTALL}") from error
     library.instantgi_set_parallel_region(parallel_region())
     return library
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a library of Linux ends before its table of sections does, which stands last: the
+    loader would map it nevertheless, and the process die."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
+        return False
+    (begin,), (size, num) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
+    return path.stat().st_size < begin + size * num
 
 
 def parallel_region() -> ctypes.c_void_p:

@@ -1,12 +1,17 @@
 """Curves of results: PSNR over bits, seconds or Gaussians, each with its name at its end."""
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from instantgi.files import replace_on_success
+from instantgi.files import check_ours, replace_on_success
+from instantgi.measure import Budget, is_mark
 from instantgi.summaries import level_of
 
+MARK = "instantgi bench"  # in every plot, which a later one may replace
+KINDS = ("rate", "gaussians", "seconds")
+NOTHING = "nothing to plot: give several values of a budget, or --curve with 20 steps or more"
 LINE = 11.0  # points from one name to the next
 # after Okabe and Ito, "Color universal design", 2008: told apart by all; black is for the strong
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c6d31")
@@ -50,7 +55,7 @@ def draw_lines(
     _name_ends(axes, list(lines))
     # neither the date nor random names: the same numbers are the same file
     with rc_context({"svg.hashsalt": "instantgi"}), replace_on_success(path) as partial:
-        figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": MARK})
 
 
 def _plain_ticks(axes: Any) -> None:
@@ -93,12 +98,35 @@ def _name_ends(axes: Any, names: Sequence[str]) -> None:
 # --- of a bench --------------------------------------------------------------------------------
 
 
+def check_plots(budgets: Sequence[Budget], curve: bool, output: str | Path) -> None:
+    """What can be said before all fits of whether `plot_means` will draw.
+
+    Raises:
+        RuntimeError: if matplotlib is not installed.
+        ValueError: if there will be nothing to plot.
+        FileExistsError: if a plot would replace a file that is not ours.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RuntimeError('plots need matplotlib: pip install "instantgi[bench]"')
+    steps = budgets[0].iterations
+    points = 2 if steps is None else sum(map(is_mark, range(min(steps, 20) + 1)))
+    if len(set(budgets)) < 2 and not (curve and points > 1):
+        raise ValueError(NOTHING)
+    for kind in KINDS:
+        check_ours(_plot_of(output, kind), MARK)
+
+
+def _plot_of(output: str | Path, kind: str) -> Path:
+    return Path(output).with_name(f"{Path(output).stem}-{kind}.svg")
+
+
 def plot_means(means: list[dict[str, Any]], output: str | Path) -> list[Path]:
     """The plots that these means have points for, beside the JSON file of results.
 
     `<name>-rate.svg` is PSNR of the files over bits per pixel, `<name>-gaussians.svg` over the
     number of Gaussians, `<name>-seconds.svg` over the time of fits, their start included: each if
     that is what differs between the rows; where nothing does, the last is of their curves.
+    Methods whose files are of different profiles are named with these.
 
     Raises:
         ValueError: if there is none.
@@ -108,21 +136,29 @@ def plot_means(means: list[dict[str, Any]], output: str | Path) -> list[Path]:
     over_time = "seconds from the picture in memory on"
     kinds: dict[str, tuple[str, Lines]] = {}
     if sizes:
-        kinds["rate"] = "bits per pixel of the whole file", _lines(means, _of_rate)
+        coded = [row for row in means if _of_rate(row)]
+        if len({row.get("profile") for row in coded}) > 1:
+            coded = [row | {"method": _with_profile(row)} for row in coded]
+        kinds["rate"] = "bits per pixel of the whole file", _lines(coded, _of_rate)
     elif varied:
         kinds["seconds"] = over_time, _lines(means, _of_seconds)
     else:
         kinds["seconds"] = over_time, _lines(means, _of_curve)
     if "num_gaussians" in sizes:
         kinds["gaussians"] = "Gaussians", _lines(means, _of_count)
-    path, written = Path(output), []
+    written, first = [], means[0]
     for kind, (xlabel, lines) in kinds.items():
         if lines:
-            written.append(path.with_name(f"{path.stem}-{kind}.svg"))
-            draw_lines(written[-1], lines, xlabel, strong=means[0]["method"])
+            written.append(_plot_of(output, kind))
+            strong = next((name for name in lines if name == _with_profile(first)), first["method"])
+            draw_lines(written[-1], lines, xlabel, strong=strong)
     if not written:
-        raise ValueError("nothing to plot: give several values of a budget, or --curve")
+        raise ValueError(NOTHING)
     return written
+
+
+def _with_profile(row: dict[str, Any]) -> str:
+    return f"{row['method']}, {row.get('profile') or 'several profiles'}"
 
 
 def _varied(means: list[dict[str, Any]]) -> set[str]:

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import io
 import json
@@ -20,18 +19,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.bench import conditions, provenance, with_bar
+from instantgi.bench import check_rows, conditions, digest, provenance, with_bar
 from instantgi.codec import open_file
 from instantgi.codec.gaussianimage import Coded, fit_coded
 from instantgi.codec.target import Target, encode_image
-from instantgi.files import replace_on_success
+from instantgi.files import held, replace_on_success
 from instantgi.images import flatten_alpha, read_image, to_8bit
 from instantgi.infer import score
 from instantgi.plots import Lines, Point, draw_lines
 from instantgi.render import rasterize
+from instantgi.summaries import facts
 
 OURS, ANCHOR, PUBLISHED = "instantgi", "jpeg", "gaussianimage"
 ROWS, TABLE, PLOT, SHEET = "results.json", "results.md", "results.svg", "results.csv"
+TEXTS = ("image", "picture", "codec", "date", "commit")  # in every row
 NUMBERS = ("bytes", "bpp", "psnr", "ms_ssim", "encoding_time", "decoding_time")
 
 
@@ -182,6 +183,7 @@ def run_rate_distortion(
 
     Raises:
         ValueError: if a codec is not known or not installed, or `folder` holds something else.
+        OSError: if it does, or another call writes there.
     """
     folder, others = Path(folder), codecs(published_iterations)
     for name in names:
@@ -195,42 +197,57 @@ def run_rate_distortion(
     effort: dict[str, dict[str, Any]] = dict.fromkeys(names, {})
     effort[OURS] = {"iterations": iterations, "seconds": seconds}
     effort[PUBLISHED] = {"iterations": published_iterations}
-    made = {_key(row): row for row in _load_rows(folder / ROWS)}
     settings = {name: tuple(rates) if name == OURS else others[name].settings for name in names}
+    digests = {path: digest(path) for path in pictures}
     wanted = [
         (path, name, float(setting), effort[name])
         for path in pictures
         for name in names
         for setting in settings[name]
     ]
-    for path, name, setting, limits in with_bar(wanted, quiet, "files"):
-        key = (digest(path), name, setting, json.dumps(limits))
-        if key in made:
-            continue
-        target = Target(bpp=setting, **limits) if name == OURS else None
-        row = {"image": path.name, "picture": digest(path), "codec": name, "setting": setting}
-        try:
-            row |= {"effort": limits} | _measure(path, others.get(name), setting, target)
-        except ValueError as error:  # a rate that this picture cannot have
-            warnings.warn(f"{path.name}, {name}: {error}", stacklevel=2)
-            continue
-        made[key] = row | provenance()
-        _write(folder / ROWS, _as_json(list(made.values())))
-    keys = [(digest(path), name, setting, json.dumps(e)) for path, name, setting, e in wanted]
-    chosen = [made[key] for key in keys if key in made]
-    if not chosen:
-        raise ValueError(f"{folder}: no file could be made of these pictures at these rates")
-    for name in names:
-        described = (
-            others[name].description if name in others else f"files of Gaussians, {effort[OURS]}"
-        )
-        means = json.dumps(compressai(chosen, name, described), indent=2)
-        _write(folder / f"{name}.json", means + "\n")
-    _write_sheet(folder / SHEET, chosen)
-    _draw(folder / PLOT, chosen)
-    text = markdown(chosen, rates)
-    _write(folder / TABLE, text + "\n")
-    return text
+    with held(folder / ROWS):
+        _check_ours(folder, names)
+        made = {_key(row): row for row in _load_rows(folder / ROWS)}
+        for path, name, setting, limits in with_bar(wanted, quiet, "files"):
+            key = (digests[path], name, setting, json.dumps(limits))
+            if key in made:
+                continue
+            target = Target(bpp=setting, **limits) if name == OURS else None
+            row = {"image": path.name, "picture": digests[path], "codec": name, "setting": setting}
+            try:
+                row |= {"effort": limits} | _measure(path, others.get(name), setting, target)
+            except ValueError as error:  # a rate that this picture cannot have
+                warnings.warn(f"{path.name}, {name}: {error}", stacklevel=2)
+                continue
+            made[key] = row | provenance()
+            _write(folder / ROWS, _as_json(list(made.values())))
+        keys = [(digests[path], name, setting, json.dumps(e)) for path, name, setting, e in wanted]
+        chosen = [made[key] for key in keys if key in made]
+        if not chosen:
+            raise ValueError(f"{folder}: no file could be made of these pictures at these rates")
+        for name in names:
+            described = (
+                others[name].description
+                if name in others
+                else f"files of Gaussians, {effort[OURS]}"
+            )
+            means = json.dumps(compressai(chosen, name, described), indent=2)
+            _write(folder / f"{name}.json", means + "\n")
+        _write_sheet(folder / SHEET, chosen)
+        _draw(folder / PLOT, chosen)
+        text = markdown(chosen, rates)
+        _write(folder / TABLE, text + "\n")
+        return text
+
+
+def _check_ours(folder: Path, names: Sequence[str]) -> None:
+    """A folder with rows is ours; in another one nothing is replaced."""
+    is_ours = (folder / ROWS).exists()
+    for name in (TABLE, PLOT, SHEET, *(f"{codec}.json" for codec in names)):
+        if (folder / name).exists() and not is_ours:
+            raise FileExistsError(
+                f"{folder}: holds {name}, which is not ours to replace; choose another folder"
+            )
 
 
 def _check_installed(name: str, module: str) -> None:
@@ -244,12 +261,6 @@ def _check_installed(name: str, module: str) -> None:
 
 def _key(row: dict[str, Any]) -> tuple[str, str, float, str]:
     return row["picture"], row["codec"], float(row["setting"]), json.dumps(row["effort"])
-
-
-@functools.cache
-def digest(path: Path) -> str:
-    """Of the picture's file: another one of the same name has rows of its own."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1)
@@ -291,9 +302,10 @@ def _load_rows(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        [(_key(row), [row[name] for name in NUMBERS]) for row in rows]
+        [_key(row) for row in rows]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: not results of this; choose another folder") from None
+    check_rows(path, rows, TEXTS, ("setting", *NUMBERS))
     return rows
 
 
@@ -373,9 +385,9 @@ def bd_rate(anchor: list[tuple[float, float]], points: list[tuple[float, float]]
 
 def markdown(rows: list[dict[str, Any]], rates: Sequence[float]) -> str:
     """The table, below it the conditions."""
-    facts = [f"{name} {value}" for name, value in conditions().items()]
     count = len({row["image"] for row in rows})
-    return "\n".join(table(rows, rates)) + f"\n\n{count} pictures; " + "; ".join(facts)
+    made = "; ".join(facts(rows, conditions()))
+    return "\n".join(table(rows, rates)) + f"\n\n{count} pictures; {made}"
 
 
 def table(rows: list[dict[str, Any]], rates: Sequence[float]) -> list[str]:

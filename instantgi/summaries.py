@@ -179,11 +179,18 @@ def markdown(results: dict[str, Any]) -> str:
             "the 120 steps and color solves of `encode`, whatever method made them: one that has "
             "not converged gains by it\n"
         )
-    made = sorted({(row["date"], row["commit"]) for row in results["rows"]})
-    facts = [
-        f"{name} {value}"
-        for name, value in results["conditions"].items()
-        if name not in ("date", "commit")
-    ]
-    facts += [f"{date} at commit {commit}" for date, commit in made]
-    return "\n".join([*lines, "", *notes, "; ".join(facts)])
+    return "\n".join([*lines, "", *notes, "; ".join(facts(results["rows"], results["conditions"]))])
+
+
+def facts(rows: Sequence[Row], conditions: dict[str, Any]) -> list[str]:
+    """What the results depend on: of this call, but for what the rows know of theirs."""
+    found = []
+    for name, value in conditions.items():
+        if name in ("date", "commit"):
+            continue
+        values = [value]
+        if any(name in row for row in rows):
+            values = sorted({str(row.get(name, "unknown")) for row in rows})
+        found.append(f"{name} {' and '.join(map(str, values))}")
+    made = sorted({(row["date"], row["commit"]) for row in rows if "date" in row})
+    return found + [f"{date} at commit {commit}" for date, commit in made]

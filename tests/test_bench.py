@@ -1,4 +1,6 @@
 import json
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from instantgi import bench, cli, measure
 from instantgi.bench import Budget, markdown, pictures_in, run_bench
 from instantgi.cli import main
 from instantgi.codec import encode, entropy, open_file
+from instantgi.files import held
 from instantgi.fit import fit_image
 from instantgi.images import read_image
 from instantgi.summaries import half_width, mean_curve, summarise
@@ -410,9 +413,158 @@ def test_cold_decoding_makes_its_tables_anew(pictures, monkeypatch):
 def test_plot_is_beside_the_results_and_the_table_there_without_one(pictures, capsys):
     assert run(pictures, "--iterations", "1,2", "--num-gaussians", "20", "--plot") == 0
     assert (pictures.parent / "results-seconds.svg").exists()
-    assert run(pictures, "--iterations", "2", "--num-gaussians", "20", "--plot") == 1
+    text = (pictures.parent / "results.md").read_text()
+    assert text == f"{bench.MARK}\n{capsys.readouterr().out}"
+    assert run(pictures, "--iterations", "1,2", "--num-gaussians", "20", "--plot") == 0
+
+
+@pytest.mark.parametrize(
+    "more", [("--iterations", "5"), ("--iterations", "19", "--curve"), ("--iterations", "5,5")]
+)
+def test_nothing_to_plot_is_said_before_any_fit(pictures, capsys, no_fits, more):
+    assert run(pictures, *more, "--plot") == 1
+    assert "error: nothing to plot" in capsys.readouterr().err
+
+
+def test_missing_matplotlib_is_said_before_any_fit(pictures, capsys, no_fits, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(pictures, "--iterations", "1,2", "--plot") == 1
+    line = 'error: plots need matplotlib: pip install "instantgi[bench]"\n'
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("name", ["results.md", "results-seconds.svg"])
+def test_files_of_others_are_not_replaced(pictures, capsys, no_fits, name):
+    (pictures.parent / name).write_text("mine")
+    assert run(pictures, "--iterations", "1,2", "--plot") == 1
+    assert f"{name}: is not ours to replace" in capsys.readouterr().err
+    assert (pictures.parent / name).read_text() == "mine"
+
+
+# --- what stops, and what does not
+
+
+def test_another_picture_of_the_same_name_has_rows_of_its_own(pictures):
+    more = ("--iterations", "1", "--limit", "1")
+    assert run(pictures, *more) == 0
+    (pictures / "a.png").write_bytes((pictures / "b.png").read_bytes())
+    assert run(pictures, *more) == run(pictures, *more) == 0
+    first, second = results(pictures)["rows"]
+    assert first["picture"] != second["picture"] and first["psnr"] != second["psnr"]
+    assert results(pictures)["means"][0]["psnr"] == second["psnr"]
+
+
+def test_rows_without_a_digest_are_of_any_picture_of_the_name(pictures, monkeypatch):
+    more = ("--iterations", "1", "--limit", "1")
+    assert run(pictures, *more) == 0
+    found = results(pictures)
+    del found["rows"][0]["picture"]
+    (pictures.parent / "results.json").write_text(json.dumps(found))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench, "measure", None)
+        assert run(pictures, *more) == 0
+    assert run(pictures, *more, "--metrics", "ssim") == 0
+    (row,) = results(pictures)["rows"]
+    assert {"picture", "ssim"} <= row.keys()
+
+
+def test_the_second_of_two_calls_on_one_file_is_refused(pictures, capsys, no_fits):
+    output = pictures.parent / "results.json"
+    with held(output):
+        assert run(pictures) == 1
+    expected = f"error: {output}: process {os.getpid()} is writing to it; wait for it, or choose "
+    assert capsys.readouterr().err == expected + "another name\n"
+    with held(output):  # as often as one likes, one after the other
+        pass
+    assert [path.name for path in pictures.parent.iterdir()] == ["pictures"]
+
+
+def test_conditions_of_all_rows_are_listed(pictures, capsys):
+    assert run(pictures, "--iterations", "1") == 0
+    found = results(pictures)
+    assert found["rows"][0].keys() >= {"threads", "device", "torch", "commit", "date"}
+    found["rows"][0]["threads"] = 77
+    del found["rows"][1]["torch"]
+    (pictures.parent / "results.json").write_text(json.dumps(found))
+    capsys.readouterr()
+    assert run(pictures, "--iterations", "1") == 0
+    footer = capsys.readouterr().out.splitlines()[-1]
+    assert f"threads {torch.get_num_threads()} and 77; " in footer
+    assert f"torch {torch.__version__} and unknown; " in footer
+
+
+def test_pictures_that_cannot_be_read_are_left_out(pictures, capsys):
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "bad.png").write_bytes(whole[:200])
+    (pictures / "._a.png").write_bytes(b"macOS")
+    (pictures / "folder.png").mkdir()
+    Image.open(pictures / "a.png").save(pictures / "c.JP2")
+    names = [path.name for path in pictures_in(pictures)]
+    assert names == ["a.png", "b.png", "bad.png", "c.JP2"]
+    assert run(pictures, "--iterations", "1") == 1
     shown = capsys.readouterr()
-    assert "| instantgi | 2 | 2 | " in shown.out and "error: nothing to plot" in shown.err
+    line = f"warning: {pictures / 'bad.png'}: the file is truncated; copy or download it again"
+    assert shown.err == f"{line}; left out\n"
+    assert [row["image"] for row in results(pictures)["rows"]] == ["a.png", "b.png", "c.JP2"]
+    assert "| instantgi |" in shown.out
+
+
+def test_folder_without_a_picture_that_can_be_read(tmp_path, capsys):
+    (tmp_path / "x.png").write_text("")
+    output = str(tmp_path / "results.json")
+    assert main(["bench", "--images", str(tmp_path), "-o", output]) == 1
+    assert capsys.readouterr().err.endswith("error: none of these pictures can be read\n")
+
+
+@pytest.mark.parametrize(
+    "command, arguments, said",
+    [
+        ("bench", ("--images", "", "-o", "x.json"), "--images: must be the name of a file or"),
+        ("bench", ("--images", "x", "-o", ""), "-o/--output: must be the name of a file or"),
+        ("bench", ("--images", "x", "-o", "."), ". is a folder; name a file .json in it"),
+        ("bench", ("--images", "x", "-o", "y.md"), "must end in .json, got y.md; try y.md.json"),
+        ("bench rd", ("--images", "", "-o", "x"), "--images: must be the name of a file or"),
+        ("bench rd", ("--images", "x", "-o", ""), "-o/--output: must be the name of a file or"),
+        ("bench rd", ("--images", "x", "-o", __file__), "is a file; results go to a folder"),
+        ("bench rd", ("--images", "x", "-o", "y.json"), "must be a folder, not a file like y.json"),
+    ],
+)
+def test_names_that_cannot_be_are_wrong_usage(capsys, command, arguments, said):
+    with pytest.raises(SystemExit) as exit:
+        main([*command.split(), *arguments])
+    assert exit.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_network_is_chosen_as_in_infer(pictures, capsys):
+    more = ("--iterations", "1", "--limit", "1", "--checkpoint")
+    assert run(pictures, *more, "tiny") == 0
+    settings = results(pictures)["settings"]
+    assert (settings["start"], settings["checkpoint"]) == ("network", "tiny")
+    assert run(pictures, *more, "none") == 1
+    assert "choose another file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit:
+        run(pictures, *more, "tiny", "--start", "heuristic")
+    assert exit.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("date", None, "row 2: date must be text, got none"),
+        ("psnr", "high", 'row 2: psnr must be a number, got "high"'),
+        ("bpp", math.nan, "row 2: bpp must be a number, got NaN"),
+        ("seconds_fit", True, "row 2: seconds_fit must be a number, got true"),
+    ],
+)
+def test_rows_of_wrong_kinds_are_one_line(pictures, tmp_path, name, value, said):
+    row = row_of("a.png", "instantgi", 30.0) | {"date": "2026-01-01", "commit": "1"}
+    other = row | {name: value}
+    if value is None:
+        del other[name]
+    output = tmp_path / "results.json"
+    output.write_text(json.dumps({"settings": {}, "rows": [row, other]}))
+    with pytest.raises(ValueError, match=f"^{output}: {said}$"):
+        bench.load_rows(output)
 
 
 # --- results from before

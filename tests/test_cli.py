@@ -184,8 +184,8 @@ def test_wrong_values_are_usage_errors(options, text, picture, capsys):
             "--scale",
         ),
         (["decode", "x", "-o", "y.png", "--crop", "0", "0", "0", "5"], "at least 1, got 0 5"),
-        (["bench", "--images", "x", "-o", "y", "--methods", "instantgi,magic"], "'magic'"),
-        (["bench", "--images", "x", "-o", "y", "--iterations", "5,,6"], "whole number"),
+        (["bench", "--images", "x", "-o", "y.json", "--methods", "instantgi,magic"], "'magic'"),
+        (["bench", "--images", "x", "-o", "y.json", "--iterations", "5,,6"], "whole number"),
     ],
 )
 def test_wrong_commands_are_usage_errors(arguments, text, capsys):
@@ -405,3 +405,40 @@ def test_programs_exit_with_the_codes_and_without_tracebacks(picture, tmp_path):
     assert [path.name for path in out.iterdir()] == ["scene"]
     code, _, stderr = run("infer.py", "--scale", "2")
     assert code == 2 and "usage: instantgi infer" in stderr
+
+
+def test_ctrl_c_before_the_command_runs_is_one_line(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("instantgi.cli.build_parser", interrupt)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_while_the_program_loads_is_an_exit_code():
+    code = (
+        "import sys; from instantgi.__main__ import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'instantgi.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder()); sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "method, more, said",
+    [
+        ("lig", (), "note: 300 steps; published are 30,000 a level: --iterations\n"),
+        ("gaussianimage", (), "note: 300 steps; published are 50,000: --iterations\n"),
+        ("gaussianimage", ("--iterations", "2"), ""),
+        ("gaussianimage", ("--quiet",), ""),
+        ("instantgi", (), ""),
+    ],
+)
+def test_few_steps_of_methods_that_need_many_are_said(method, more, said, monkeypatch, capsys):
+    monkeypatch.setattr("instantgi.cli._fit_one", lambda *_: None)
+    assert main(["fit", "x.png", "--method", method, *more]) == 0
+    assert capsys.readouterr().err == said

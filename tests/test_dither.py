@@ -12,6 +12,7 @@ from instantgi.points import (
     triangulate,
 )
 from instantgi.points.dither import dither_cells, dither_map_reference, kept_cells
+from instantgi.points.mesh import make_mesh
 
 # one cell wide or high, narrower than the rows that advance together, just wide enough, and odd
 SIZES = [
@@ -267,3 +268,9 @@ def test_add_border_points_refuses_points_elsewhere(point, message):
 def test_add_border_points_needs_a_picture():
     with pytest.raises(ValueError, match="height and width must be positive, got 0 and 5"):
         add_border_points(torch.zeros(0, 2), 0, 5)
+
+
+def test_cells_of_any_size_are_the_picture():
+    assert len(make_mesh(torch.rand(8, 9), 2**62, 20).triangles) == len(
+        make_mesh(torch.rand(8, 9), 9, 20).triangles
+    )

@@ -292,7 +292,7 @@ def test_long_fits_stay_finite():
         ({"iterations": -1}, "iterations must be a number of at least 0, got -1"),
         ({"seconds": math.nan}, "seconds must be a number of at least 0, got nan"),
         ({"num_gaussians": 1}, "num_gaussians must be at least 2, got 1"),
-        ({"num_gaussians": 0}, "num_gaussians must be at least 1, got 0"),
+        ({"num_gaussians": 0}, "num_gaussians must be 1 to 67108864, got 0"),
     ],
 )
 def test_fit_names_the_argument_that_is_wrong(arguments, text):
@@ -779,3 +779,14 @@ def test_samples_of_a_flat_picture_are_spread_evenly():
     flat_picture = torch.full((3, 20, 20), 0.5)
     made = fit_image(flat_picture, method=ImageGS(samples=50), num_gaussians=20, iterations=5)
     assert flat(made).means.isfinite().all()
+
+
+def test_fit_takes_a_picture_that_has_a_gradient():
+    image = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    one, other = (
+        fit_image(each, num_gaussians=10, iterations=2)
+        for each in (image, image.clone().requires_grad_())
+    )
+    assert torch.equal(one.means, other.means) and not other.means.requires_grad
+    again = fit_image(image, one, num_gaussians=len(one), iterations=1)  # no other number
+    assert len(again) == len(one)

@@ -357,7 +357,7 @@ def test_refusals_name_the_file_and_say_what_to_do(read):
     )
     assert refusal(read, b"not a picture").startswith("not a picture, or in a format that")
     changed = whole[:-18] + bytes([whole[-18] ^ 1]) + whole[-17:]  # in the pixels
-    assert refusal(read, changed) == f"the file is damaged (wrong checksum in b'IDAT'); {again}"
+    assert refusal(read, changed) == f"the file is damaged (wrong checksum in IDAT); {again}"
     assert refusal(read, whole, max_pixels=34) == (
         "5x7 pixels are more than the limit of 34; reduce the picture, or raise max_pixels"
     )

@@ -54,3 +54,12 @@ from instantgi import InstantGI
 print(*{"timm", "torchvision", "lightning", "torch._dynamo"} & set(sys.modules))
 """
     assert run(code).strip() == ""
+
+
+def test_a_star_import_keeps_the_open_of_python():
+    code = """
+import builtins, instantgi
+from instantgi import *
+print(open is builtins.open, instantgi.open.__module__, "open" in dir(instantgi))
+"""
+    assert run(code).split() == ["True", "instantgi.codec.file", "True"]

@@ -16,7 +16,7 @@ from instantgi import infer, overview
 from instantgi.cli import main
 from instantgi.codec import open_file
 from instantgi.fit import Progress, default_count, fit_image, make_fitter
-from instantgi.folders import prepare_folder, replace_folder
+from instantgi.folders import prepare_folder, replace_folder, vanishing
 from instantgi.gaussians import Gaussians
 from instantgi.images import read_image, to_8bit, write_image
 from instantgi.infer import RESULTS, Curve, Recipe, infer_image, run_stages, to_json
@@ -224,7 +224,7 @@ def test_failure_while_writing_leaves_nothing(picture, folder, monkeypatch, erro
     monkeypatch.setattr(overview, "draw_overview", fail)
     with pytest.raises((KeyboardInterrupt, OSError)):
         quick(picture, folder)
-    assert names(folder.parent) == []
+    assert not folder.parent.exists()
 
 
 def test_failure_keeps_the_older_result(picture, folder, monkeypatch):
@@ -256,6 +256,36 @@ def test_folder_comes_back_if_the_exchange_fails(tmp_path, monkeypatch):
         (partial / "render.png").write_text("new")
     assert names(tmp_path) == ["x"]
     assert (target / "render.png").read_text() == "old"
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_result_that_comes_in_between_is_replaced(tmp_path, monkeypatch, is_old):
+    target, rename, others = tmp_path / "x", Path.rename, ["theirs"]
+    if is_old:
+        target.mkdir()
+        (target / "render.png").write_text("old")
+
+    def race(path: Path, to: Path) -> Path:
+        if to == target and others:
+            target.mkdir()
+            (target / "render.png").write_text(others.pop())
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", race)
+    with replace_folder(target, RESULTS) as partial:
+        (partial / "render.png").write_text("new")
+    assert names(tmp_path) == ["x"] and (target / "render.png").read_text() == "new"
+
+
+def test_folders_of_a_failed_call_vanish_unless_they_hold_something(tmp_path):
+    with pytest.raises(OSError), vanishing(tmp_path / "a" / "b" / "x"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        raise OSError
+    assert names(tmp_path) == []
+    with pytest.raises(OSError), vanishing(tmp_path / "a" / "b" / "x"):
+        (tmp_path / "a" / "b" / "x").mkdir(parents=True)
+        raise OSError
+    assert names(tmp_path / "a" / "b") == ["x"]
 
 
 def test_folder_that_cannot_be_is_refused_early(tmp_path):

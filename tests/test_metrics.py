@@ -9,7 +9,16 @@ import torch
 from scipy import ndimage
 from torch.testing import assert_close
 
-from instantgi.metrics import bits_per_pixel, flip, lpips, ms_ssim, psnr, psnr_from_mse, ssim
+from instantgi.metrics import (
+    bits_per_pixel,
+    flip,
+    lpips,
+    ms_ssim,
+    psnr,
+    psnr_from_mse,
+    psnr_of_levels,
+    ssim,
+)
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
@@ -176,6 +185,28 @@ def test_shapes_must_agree_and_hold_pixels(measure):
         measure(torch.zeros(3, 0, 5), torch.zeros(3, 0, 5))
 
 
+@pytest.mark.parametrize("measure", [psnr, ssim, ms_ssim, lpips, flip])
+@pytest.mark.parametrize(
+    "wrong, came",
+    [
+        (torch.zeros(3, 4, 5).byte(), r"\[3, 4, 5\] torch.uint8"),
+        (np.zeros((3, 4, 5)), "ndarray"),
+        (torch.zeros(4, 5), r"\[4, 5\] torch.float32"),
+    ],
+)
+def test_pictures_of_another_kind_are_refused(measure, wrong, came, without_shape_checks):
+    right = torch.zeros(3, 4, 5)
+    for name, pair in (("image", (wrong, wrong)), ("target", (right, wrong))):
+        message = rf"^{name} must be a float tensor \[C, H, W\] in \[0, 1\], got {came}$"
+        with pytest.raises(ValueError, match=message):
+            measure(*pair)
+
+
+def test_levels_are_of_8_bits(without_shape_checks):
+    with pytest.raises(ValueError, match=r"image must be a uint8 tensor \[C, H, W\], got"):
+        psnr_of_levels(torch.zeros(3, 4, 5), torch.zeros(3, 4, 5))
+
+
 # --- LPIPS
 
 
@@ -206,6 +237,17 @@ def test_lpips_without_its_weights_says_so(fresh_lpips):
     fresh_lpips(types.SimpleNamespace(LPIPS=no_connection))
     with pytest.raises(RuntimeError, match="weights of AlexNet .*no route to host"):
         lpips(torch.zeros(3, 64, 64), torch.zeros(3, 64, 64))
+
+
+def test_lpips_announces_downloads_beside_the_results(fresh_lpips, capsys):
+    def offline(**options):
+        print("Downloading: ...")
+        raise OSError("no route to host")
+
+    fresh_lpips(types.SimpleNamespace(LPIPS=offline))
+    with pytest.raises(RuntimeError):
+        lpips(torch.zeros(3, 64, 64), torch.zeros(3, 64, 64))
+    assert capsys.readouterr().out == ""
 
 
 def test_lpips_hands_over_rgb_in_0_to_1(fresh_lpips):

@@ -68,13 +68,27 @@ def test_instruction_sets_agree(drawn, name):
         assert_close(grad, other, rtol=1e-4, atol=8 * 5 * 3.33**2 / 0.85 / 255)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at libraries of Linux only")
+def test_a_library_that_was_cut_is_not_loaded(tmp_path, monkeypatch):
+    path = native.cpu_library_path()
+    assert not native._is_cut(path)
+    (tmp_path / path.name).write_bytes(path.read_bytes()[:-1000])
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    native.cpu_library.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"\(libinstantgi_.* is not whole\): reinstall with"):
+            native.cpu_library()
+    finally:
+        native.cpu_library.cache_clear()
+
+
 def test_a_missing_library_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     native.cpu_library.cache_clear()
     try:
         message = (
             r"the CPU kernels are missing from this install \(libinstantgi_.*\): "
-            r"reinstall with a C\+\+17 compiler \(pip install .* instantgi\)"
+            r"reinstall with a C\+\+17 compiler \(in a copy .*: pip install .* -e \.\)"
         )
         with pytest.raises(RuntimeError, match=message):
             rasterize(random_gaussians(3, 8, 9), 8, 9)

@@ -49,6 +49,20 @@ def test_curves_of_several_budgets_are_not_mixed(tmp_path):
     assert path.read_text() == only_ends[0].read_text()
 
 
+def test_lines_over_bits_are_named_with_profiles_that_differ(tmp_path):
+    means = [
+        row(method, {"num_gaussians": n}, n, 30.0) | {"profile": profile}
+        for method, profile in (("ours", "lossless"), ("sgi", "seeds"))
+        for n in (5, 9)
+    ]
+    plot_means(means, tmp_path / "x.json")
+    text = (tmp_path / "x-rate.svg").read_text()
+    assert "<!-- ours, lossless -->" in text and "<!-- sgi, seeds -->" in text
+    assert "<!-- ours -->" in (tmp_path / "x-gaussians.svg").read_text()
+    plot_means(means[:2], tmp_path / "x.json")
+    assert "<!-- ours -->" in (tmp_path / "x-rate.svg").read_text()
+
+
 def test_one_point_is_no_plot(tmp_path):
     with pytest.raises(ValueError, match="nothing to plot: give several values of a budget"):
         plot_means([row("ours", {"iterations": 5}, 1.0, 30.0)], tmp_path / "x.json")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from instantgi import rate_distortion
+from instantgi import cli, rate_distortion
 from instantgi.cli import main
 from instantgi.codec import FormatError, gaussianimage
 from instantgi.codec.gaussianimage import Coded, QuantisedGaussianImage, _Continued, fit_coded
@@ -131,8 +131,11 @@ def test_missing_scores_do_not_count():
 
 
 def test_wrong_codecs_and_folders_are_one_line(pictures, capsys, monkeypatch):
-    assert run(pictures, "--codecs", "jpeg,bpg") == 1
-    assert capsys.readouterr().err.startswith("error: codec must be one of instantgi, jpeg, ")
+    with pytest.raises(SystemExit) as exit:
+        run(pictures, "--codecs", "jpeg,bpg")
+    assert exit.value.code == 2
+    assert "--codecs: must be of instantgi, jpeg, " in capsys.readouterr().err
+    assert {*cli.CODECS} == {"instantgi", *codecs()}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run(pictures, "--codecs", "jpegxl") == 1
     assert "jpegxl needs imagecodecs: pip install -U" in capsys.readouterr().err
@@ -228,12 +231,28 @@ def test_another_picture_of_the_same_name_is_measured_again(pictures):
     more = ("--codecs", "jpeg", "--bpp", "1", "--limit", "1")
     assert run(pictures, *more) == 0
     (pictures / "L.png").write_bytes((pictures / "RGB.png").read_bytes())
-    rate_distortion.digest.cache_clear()
     rate_distortion._read.cache_clear()
     assert run(pictures, *more) == 0
     rows = json.loads((pictures.parent / "rd" / "results.json").read_text())["rows"]
     assert len(rows) == 2 * len(codecs()["jpeg"].settings)
     assert len({row["picture"] for row in rows}) == 2
+
+
+def test_a_picture_that_cannot_be_read_is_one_warning(pictures, capsys):
+    (pictures / "bad.png").write_bytes((pictures / "L.png").read_bytes()[:200])
+    assert run(pictures, "--codecs", "jpeg", "--bpp", "1") == 1
+    shown = capsys.readouterr()
+    line = f"warning: {pictures / 'bad.png'}: the file is truncated; copy or download it again"
+    assert shown.err == f"{line}; left out\n" and "3 pictures" in shown.out
+
+
+def test_files_of_others_are_not_replaced(pictures, capsys):
+    table = pictures.parent / "rd" / "results.md"
+    table.parent.mkdir()
+    table.write_text("mine")
+    assert run(pictures, "--codecs", "jpeg", "--bpp", "1") == 1
+    assert "holds results.md, which is not ours to replace" in capsys.readouterr().err
+    assert table.read_text() == "mine" and len(list(table.parent.iterdir())) == 1
 
 
 def test_counted_rates_of_the_published_codec_are_lines_of_their_own():

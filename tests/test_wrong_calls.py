@@ -23,7 +23,7 @@ from PIL import Image
 
 import instantgi
 from instantgi.cli import CLOSED_PIPE, INTERRUPTED, main
-from instantgi.codec.bitstream import Chunk, frames, pack
+from instantgi.codec.bitstream import AGAIN, Chunk, frames, pack
 from instantgi.codec.header import VERSION
 from instantgi.render import blocks
 
@@ -180,10 +180,13 @@ BAD = [  # words, the line without "error: "; exit code 1
     ("decode page.gi -o x.png", f"page.gi: {OTHERWISE}"),
     ("decode p.png -o x.png", f"p.png: {OTHERWISE}"),
     ("decode cut.gi -o x.png", f"cut.gi: is damaged: {EARLY}"),
-    ("decode bad.gi -o x.png", "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong"),
+    (
+        "decode bad.gi -o x.png",
+        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong; " + AGAIN,
+    ),
     (
         "decode bad.gi -o x.png --partial",
-        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong",
+        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong; " + AGAIN,
     ),
     (
         "decode next.gi -o x.png",
@@ -221,13 +224,18 @@ BAD = [  # words, the line without "error: "; exit code 1
     ("info text.png", f"text.png: {OTHERWISE}"),
     (
         "info /dev/null",
-        "/dev/null: is not a file of Gaussians: it is empty; instantgi encode makes one",
+        "/dev/null: is a device, not a file",
     ),
+    ("decode /dev/zero -o x.png", "/dev/zero: is a device, not a file"),
+    ("infer /dev/zero", "/dev/zero: is a device, not a picture"),
     ("view g.gi -o x.png", "x.png: is no name for the result; pages end in .html"),
     ("view g.gi -o none/x.html", r"none/x.html: there is no folder \S+/none; create it first"),
     ("view g.gi -o full.html", "full.html: no space left on device"),
     ("view page.gi -o x.html", f"page.gi: {OTHERWISE}"),
-    ("view bad.gi -o x.html", "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong"),
+    (
+        "view bad.gi -o x.html",
+        "bad.gi: is damaged: the checksum of its chunk 'FULL' is wrong; " + AGAIN,
+    ),
     ("view g.gi -o x.html --original none.png", "none.png: there is no such file"),
     (
         "view g.gi -o x.html --original one.png",
@@ -259,7 +267,11 @@ WRONG = [  # words, the last line without "instantgi COMMAND: error: "; exit cod
     ("infer", "the following arguments are required: IMAGE"),
     ("infer p.png --num-gaussians 0", "argument --num-gaussians: must be at least 2, got 0"),
     ("infer p.png --num-gaussians 1e3", "argument --num-gaussians: must be a whole .*'1e3'"),
-    ("infer p.png --num-gaussians " + 20 * "9", "argument --num-gaussians: must be below 2^63.*"),
+    (
+        "infer p.png --num-gaussians 67108865",
+        "argument --num-gaussians: must be at most .*864.*",
+    ),
+    ("infer p.png --patch-size " + 20 * "9", "argument --patch-size: must be below 2^63.*"),
     ("infer p.png --seconds nan", "argument --seconds: must be more than 0 and finite, got nan"),
     ("infer p.png --device gpu", "argument --device: invalid choice: 'gpu' .*"),
     ("infer p.png --background blu", "argument --background: must be like white .*, got 'blu'"),
@@ -299,7 +311,8 @@ def _is_line(text: str, line: str) -> bool:
 
 
 def _files(folder: Path) -> dict[Path, int]:
-    return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir()}
+    times = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    return {path: 0 if path.is_dir() else time for path, time in times.items()}
 
 
 @pytest.mark.parametrize("call, text", BAD, ids=_named(BAD))
@@ -339,10 +352,28 @@ def test_a_gpu_that_is_not_there_is_said(made, monkeypatch, capsys):
 
 def test_what_is_asked_too_large_becomes_what_is_possible(made, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(made)
-    call = f"infer one.png -o {tmp_path} --num-gaussians 99999999999 --patch-size 1000000"
+    call = f"infer one.png -o {tmp_path} --num-gaussians 67108864 --patch-size {2**62}"
     assert main([*call.split(), "--psnr", "1e9", "--iterations", "1"]) == 0
     out, err = capsys.readouterr()
     assert re.fullmatch(r"one.png  1x1  \d Gaussians .*\n", out) and err == ""
+
+
+def test_memory_that_torch_does_not_get_is_one_line(made, monkeypatch, capsys):
+    monkeypatch.setattr("instantgi.infer.infer_image", lambda *_, **__: torch.empty(2**55))
+    assert main(["infer", str(made / "p.png")]) == 1
+    line = "error: not enough memory (tried to allocate 144115188075855872 bytes)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_network_that_cannot_be_fetched_is_one_line(made, tmp_path, monkeypatch, capsys):
+    def no_connection(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", no_connection)
+    words = ["infer", str(made / "p.png"), "-o", str(tmp_path / "out")]
+    assert main([*words, "--checkpoint", "nobody/x"]) == 1
+    expected = "error: nobody/x: is no folder here, and did not come from the Hugging Face Hub "
+    assert capsys.readouterr().err == expected + "(it cannot be reached: no route to host)\n"
 
 
 def test_info_says_which_chunks_are_damaged(made, capsys):
@@ -494,7 +525,16 @@ CALLS: list[tuple[Any, str]] = [
     (lambda: fit_image(IMAGE.byte()), r"got \[3, 8, 9\] torch.uint8"),
     (lambda: fit_image(IMAGE[:, :0]), r"image must have at least one pixel, got \[3, 0, 9\]"),
     (lambda: fit_image(NAN), "image has values that are not finite"),
-    (lambda: fit_image(IMAGE, num_gaussians=0), "num_gaussians must be at least 1, got 0"),
+    (lambda: fit_image(IMAGE, num_gaussians=0), "num_gaussians must be 1 to 67108864, got 0"),
+    (lambda: fit_image(IMAGE, num_gaussians=2**26 + 1), "must be 1 to 67108864, got 67108865"),
+    (
+        lambda: fit_image(IMAGE, _gaussians(), num_gaussians=9),
+        'not for method "instantgi" with init, which has 3, got 9',
+    ),
+    (
+        lambda: fit_image(IMAGE, _gaussians(), method="imagegs", num_gaussians=2),
+        'not for method "imagegs" with init, which has 3, got 2',
+    ),
     (lambda: fit_image(IMAGE, num_gaussians=2.5), "num_gaussians must be a whole number, got 2.5"),
     (lambda: fit_image(IMAGE, iterations="3"), "iterations must be a whole number, got '3'"),
     (lambda: fit_image(IMAGE, iterations=-1), "iterations must be a number of at least 0, got -1"),

@@ -14,6 +14,7 @@ TYPE, CHECKSUM = 4, 4  # bytes
 FRAME = struct.Struct("<I4s")  # length of the payload, type
 END = b"END "
 MAX_CHUNKS = 1 << 20
+AGAIN = "ask for the file again"
 
 
 class FormatError(ValueError):
@@ -75,7 +76,7 @@ class Frame(NamedTuple):
         stored = int.from_bytes(data[end : end + CHECKSUM], "little")
         if zlib.crc32(self.type + payload) != stored:
             name = self.type.decode("latin-1").strip()
-            raise FormatError(f"is damaged: the checksum of its chunk {name!r} is wrong")
+            raise FormatError(f"is damaged: the checksum of its chunk {name!r} is wrong; {AGAIN}")
         return payload
 
 

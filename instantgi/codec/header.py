@@ -9,6 +9,7 @@ import numpy as np
 
 from instantgi.codec.bitstream import FormatError
 from instantgi.codec.entropy import Ints
+from instantgi.gaussians import MOST_GAUSSIANS
 
 VERSION = 1
 SUM, MIXTURE, LEVEL = 0, 1, 2  # renderers, see `Renderer`
@@ -20,7 +21,7 @@ SEEDS = struct.Struct("<IIHBHHHfffIB")  # see `SeedsHeader`
 RESOLUTION = struct.Struct("<I")
 SIDE = struct.Struct("<I")  # of blocks
 BLOCK = struct.Struct("<Iiiii")  # Gaussians; x and y from, x and y to, px
-MOST_CHANNELS, LONGEST_SIDE, MOST_PIXELS, MOST_GAUSSIANS = 16, 2**20, 2**33, 2**26
+MOST_CHANNELS, LONGEST_SIDE, MOST_PIXELS = 16, 2**20, 2**33
 STEP_LIMITS = {
     "position": (2**-8, 2**8),
     "sizes": (1, 64),

@@ -9,10 +9,9 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from instantgi.codec.bitstream import Chunk, FormatError, Frame, frames, may_be_skipped
+from instantgi.codec.bitstream import AGAIN, Chunk, FormatError, Frame, frames, may_be_skipped
 from instantgi.codec.header import (
     MIXTURE,
-    MOST_GAUSSIANS,
     SUM,
     Block,
     Header,
@@ -22,6 +21,7 @@ from instantgi.codec.header import (
     blocks_of,
 )
 from instantgi.files import read_bytes
+from instantgi.gaussians import MOST_GAUSSIANS
 
 HEAD, PARTS, GRID, PADDING = b"HEAD", b"PART", b"GRID", b"padd"
 SEED, NETS = b"SEED", b"NETS"  # of the profile of seeds
@@ -209,7 +209,7 @@ class Index:
             self._frames, end = frames(self._data, whole=whole)
             self.num_bytes = len(self._data) if end is None else end
             if not self._frames or self._frames[0].type != HEAD:
-                raise FormatError("is damaged: it has no header")
+                raise FormatError(f"is damaged: it has no header; {AGAIN}")
             self.parts = self._find_parts()
             present = sum(part.present() for part in self.parts)
             most = per_byte(self.parts[0].header)

@@ -9,12 +9,13 @@ from typing import Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from instantgi.gaussians import Gaussians, kind_of
+from instantgi.gaussians import MOST_GAUSSIANS, Gaussians, kind_of
 from instantgi.metrics import psnr_from_mse
 from instantgi.render.draw import draw
 from instantgi.representations import Representation, flat
 
 Made = TypeVar("Made", bound=Representation, covariant=True)
+GROWING = ("lig", "imagegs")  # methods that end with more Gaussians than they may start with
 SUMS = Literal["instantgi", "gaussianimage", "gaussianimage-rs"]
 
 
@@ -92,7 +93,8 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
         method: a name of `instantgi.fit.METHODS`, or a `Fitter`. "lig" makes `Levels`, "imagegs"
             a `Mixture` and "sgi" `Seeds`, all others Gaussians whose picture is their sum.
         num_gaussians: by default 0.11 per pixel, or those of `init`, which only "imagegs" lets grow
-            to more; an upper limit for "instantgi" and "sgi".
+            to more, and "lig" begin its next levels; an upper limit for "instantgi" and "sgi". At
+            most 2**26.
         iterations: steps, each one forward and one backward pass; by default 300 unless
             `seconds` or `patience` is set.
         seconds: wall-clock time, from the end of the start.
@@ -136,8 +138,15 @@ def fit_image(  # pyright: ignore[reportInconsistentOverload]: the limits are na
         iterations = 300
     if num_gaussians is None:
         num_gaussians = default_count(*image.shape[1:]) if init is None else len(init)
-    elif num_gaussians < 1:
-        raise ValueError(f"num_gaussians must be at least 1, got {num_gaussians}")
+    elif not 1 <= num_gaussians <= MOST_GAUSSIANS:
+        raise ValueError(f"num_gaussians must be 1 to {MOST_GAUSSIANS}, got {num_gaussians}")
+    elif init is not None and isinstance(method, str) and num_gaussians != len(init):
+        if not method.startswith(GROWING) or num_gaussians < len(init):
+            raise ValueError(
+                f'num_gaussians is not for method "{method}" with init, which has {len(init)}, got '
+                f"{num_gaussians}"
+            )
+    image = image.detach()
     fitter = make_fitter(method) if isinstance(method, str) else method
     if not isinstance(fitter, Fitter):
         raise ValueError(f"method must be a name or a Fitter, got {kind_of(method)}")

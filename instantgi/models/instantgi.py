@@ -5,14 +5,17 @@ import dataclasses
 import inspect
 import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import utils as hub
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -177,7 +180,9 @@ class InstantGI(
             _check_folder(folder, cls)
             name = str(folder)
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # the hub's loader prints
+            with _quiet_hub():
+                if not folder.is_dir():
+                    _check_hub(name, options)
                 options.setdefault("strict", True)
                 return super().from_pretrained(name, **options).eval()
         except (SafetensorError, RuntimeError, HFValidationError) as error:
@@ -340,6 +345,34 @@ def _check_folder(folder: Path, kind: type) -> None:
         raise OSError(
             f"{folder}: config.json has {foreign[0]}, which this version does not know; upgrade"
         )
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub's loader prints, logs and draws bars."""
+    logger, with_bars = logging.getLogger("huggingface_hub"), not hub.are_progress_bars_disabled()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    hub.disable_progress_bars()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        if with_bars:
+            hub.enable_progress_bars()
+
+
+def _check_hub(name: str, options: dict[str, Any]) -> None:
+    """Without a connection the hub's loader would try for half a minute: it gets what is cached."""
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, "config.json"))
+    except (HfHubHTTPError, HFValidationError):
+        return  # which the loader says
+    except Exception as error:  # of whatever library the hub makes its connections by
+        if not isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json"), str):
+            raise OSError(f"it cannot be reached: {error}") from error
+        options["local_files_only"] = True
 
 
 def shipped() -> list[str]:

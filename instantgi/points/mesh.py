@@ -79,6 +79,7 @@ def _counted_points(position_map: Tensor, k: int, num_triangles: int) -> Tensor:
     if num_triangles < 2:
         raise ValueError(f"num_gaussians must be at least 2, got {num_triangles}")
     height, width = position_map.shape
+    k = min(k, max(height, width))  # one cell
     while k > 1 and num_triangles / 2 > CLOSEST * (height // k) * (width // k):
         k -= 1
     wanted, room = num_triangles // 2, -(-height // k) * -(-width // k) * 9 // 10
