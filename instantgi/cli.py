@@ -20,6 +20,12 @@ STARTS = ("auto", "network", "heuristic")  # of instantgi.infer, likewise
 # of instantgi.fit, without loading it; what the last three make is for comparison only
 METHODS = ("instantgi", "gaussianimage", "gaussianimage-rs", "lig", "imagegs", "sgi")
 PUBLISHED_STEPS = dict.fromkeys(METHODS[1:3], "50,000") | {"lig": "30,000 a level"}
+# of instantgi.infer, likewise
+CHOICES = {
+    "rate": ("sgi", "lambda"),
+    "levels": ("lig", "levels"),
+    "prefixes": ("imagegs", "prefixes"),
+}
 BENCH_METHODS = (*METHODS, "lig-paper", "imagegs-paper", "sgi-paper", "3dgs")
 METRICS = ("ssim", "lpips", "flip")  # of instantgi.measure, likewise
 # of instantgi.rate_distortion, likewise
@@ -215,7 +221,7 @@ def _infer(commands: Any) -> None:
         "--num-gaussians, 0.99 / K^2 per pixel or what a network sees fit (default: %(default)s)",
     )
     _add_fit_arguments(parser, make)
-    parser.set_defaults(method="instantgi", rate=None)
+    parser.set_defaults(method="instantgi", **dict.fromkeys(CHOICES))
 
 
 def _fit(commands: Any) -> None:
@@ -245,6 +251,20 @@ def _fit(commands: Any) -> None:
         metavar="L",
         help="of the method sgi: what a bit costs; more makes a smaller file and a worse picture, "
         "0 rounds nothing (default: 0.001)",
+    )
+    make.add_argument(
+        "--levels",
+        type=_whole(1, 8),
+        metavar="S",
+        help="of the method lig: pictures at 1, 1/2, 1/4 … of the size, each of what those before "
+        "lack; 1 is one alone (default: 2)",
+    )
+    make.add_argument(
+        "--prefixes",
+        type=_share,
+        metavar="P",
+        help="of the method imagegs: share of the steps that fit an earlier stage alone, so that "
+        "stages stay good coarser pictures (default: 0)",
     )
     _add_fit_arguments(parser, make)
     parser.set_defaults(patch_size=3, start=None, checkpoint=None)
@@ -808,6 +828,13 @@ def _color(text: str) -> str:
     return text
 
 
+def _share(text: str) -> float:
+    value = _not_negative(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"must be below 1, got {text}")
+    return value
+
+
 def _method(text: str) -> str:
     if text not in BENCH_METHODS:
         raise argparse.ArgumentTypeError(f"must be of {', '.join(BENCH_METHODS)}, got {text!r}")
@@ -841,8 +868,9 @@ def _run_fits(options: argparse.Namespace) -> int:
         options.parser.error(
             "argument --num-gaussians: not allowed with --init, which has its own number"
         )
-    if options.rate is not None and options.method != "sgi":
-        options.parser.error(f"argument --lambda: not allowed with method {options.method}")
+    for name, (method, word) in CHOICES.items():
+        if getattr(options, name) is not None and options.method != method:
+            options.parser.error(f"argument --{word}: not allowed with method {options.method}")
     folders = _folders(options)
     failed = False
     for image, folder in zip(options.images, folders, strict=True):

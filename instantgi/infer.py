@@ -22,7 +22,6 @@ from instantgi.codec import Metadata, encode, open_file
 from instantgi.codec.index import software
 from instantgi.files import replace_on_success
 from instantgi.fit import (
-    SGI,
     Fitter,
     Progress,
     default_count,
@@ -45,6 +44,12 @@ GAUSSIANS, REPORT, SNAPSHOT = "gaussians.gi", "report.json", "snapshot.gi"
 RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
 STARTS = ("auto", "network", "heuristic")
 DEFAULT_CHECKPOINT = "tiny"
+# of a recipe, which are of one method alone, and as what they stand in files and commands
+CHOICES = {
+    "rate": ("sgi", "lambda"),
+    "levels": ("lig", "levels"),
+    "prefixes": ("imagegs", "prefixes"),
+}
 CHANNELS = {1: "gray", 3: "rgb", 4: "rgba"}
 SOLVE_ITERATIONS = 10
 SURE = 20  # steps that bring any fit above the start from a network
@@ -72,6 +77,8 @@ class Recipe:
         seed: of methods that draw random numbers.
         device: "cpu", "cuda", or "auto", see `instantgi.native.choose_device`.
         rate: of the method "sgi", see `instantgi.fit.SGI`; None for its own.
+        levels: of the method "lig", likewise.
+        prefixes: of the method "imagegs", likewise.
     """
 
     method: str = "instantgi"
@@ -87,15 +94,23 @@ class Recipe:
     seed: int = 0
     device: str = "auto"
     rate: float | None = None
+    levels: int | None = None
+    prefixes: float | None = None
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise ValueError(f'start must be one of {", ".join(STARTS)}, got "{self.start}"')
-        if self.rate is not None and self.method != "sgi":
-            raise ValueError(f'rate is of the method "sgi", got "{self.method}"')
+        for name, (method, _) in CHOICES.items():
+            if getattr(self, name) is not None and self.method != method:
+                raise ValueError(f'{name} is of the method "{method}", got "{self.method}"')
 
     def make_fitter(self) -> Fitter[Any]:
-        return make_fitter(self.method) if self.rate is None else SGI(rate=self.rate)
+        return make_fitter(self.method, **self.choices())
+
+    def choices(self) -> dict[str, Any]:
+        """What was chosen of the method."""
+        found = {name: getattr(self, name) for name in CHOICES}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -411,8 +426,7 @@ def _metadata(recipe: Recipe, height: int, width: int, iterations: int) -> Metad
     num = recipe.num_gaussians or _wanted(height, width, recipe)
     if num is not None:
         made["num_gaussians"] = num
-    if recipe.rate is not None:
-        made["lambda"] = recipe.rate
+    made |= {CHOICES[name][1]: value for name, value in recipe.choices().items()}
     return dataclasses.replace(software(), recipe=made)
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from instantgi import __version__, cli, fit
 from instantgi.cli import build_parser, main
 from instantgi.codec import open_file
-from instantgi.fit import SGI, default_count
+from instantgi.fit import default_count
 from instantgi.images import read_image
-from instantgi.infer import STARTS, Recipe
+from instantgi.infer import CHOICES, STARTS, Recipe
 from instantgi.native import instruction_set
 
 ROOT = Path(__file__).parents[1]
@@ -94,17 +94,31 @@ def test_fit_takes_each_method(picture, tmp_path):
         assert main([*arguments, "-o", str(out), "--quiet"]) == 0
         assert (out / "scene" / "overview.png").exists()
     assert set(cli.BENCH_METHODS) == set(fit.METHODS)
-    assert cli.STARTS == STARTS
+    assert cli.STARTS == STARTS and cli.CHOICES == CHOICES
 
 
-def test_what_a_bit_costs_is_said_to_sgi_alone(picture, capsys):
+@pytest.mark.parametrize(
+    "word, value, method, attribute",
+    [
+        ("lambda", 0.1, "sgi", "rate"),
+        ("levels", 1, "lig", "num_levels"),
+        ("prefixes", 0.5, "imagegs", "prefixes"),
+    ],
+)
+def test_choices_of_one_method_are_not_for_others(
+    picture, tmp_path, capsys, word, value, method, attribute
+):
+    name = next(name for name, known in CHOICES.items() if known == (method, word))
+    words = ["fit", str(picture), f"--{word}", str(value), "--iterations", "2", "--quiet"]
     with pytest.raises(SystemExit):
-        main(["fit", str(picture), "--lambda", "0.01"])
-    assert "argument --lambda: not allowed with method instantgi" in capsys.readouterr().err
-    with pytest.raises(ValueError, match='rate is of the method "sgi", got "lig"'):
-        Recipe(method="lig", rate=0.1)
-    fitter = Recipe(method="sgi", rate=0.1).make_fitter()
-    assert isinstance(fitter, SGI) and fitter.rate == 0.1
+        main(words)
+    assert f"argument --{word}: not allowed with method instantgi" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f'{name} is of the method "{method}", got "instantgi"'):
+        Recipe(**{name: value})
+    assert getattr(Recipe(method=method, **{name: value}).make_fitter(), attribute) == value
+    assert main([*words, "--method", method, "-o", str(tmp_path)]) == 0
+    recipe = open_file(tmp_path / "scene" / "gaussians.gi").metadata.recipe
+    assert recipe is not None and recipe[word] == value
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -13,7 +13,7 @@ from instantgi.fit.sgi import SGI
 from instantgi.fit.splatting import Splatting
 from instantgi.fit.start import default_count, heuristic_start
 
-METHODS: dict[str, Callable[[], Fitter[Any]]] = {
+METHODS: dict[str, Callable[..., Fitter[Any]]] = {
     "instantgi": LocalAdam,
     "gaussianimage": GaussianImage,
     "gaussianimage-rs": lambda: GaussianImage("rs"),
@@ -28,15 +28,15 @@ METHODS: dict[str, Callable[[], Fitter[Any]]] = {
 }
 
 
-def make_fitter(method: str) -> Fitter[Any]:
-    """The fitter of this name.
+def make_fitter(method: str, **choices: Any) -> Fitter[Any]:
+    """The fitter of this name, with these arguments of its class.
 
     Raises:
         ValueError: if there is no such method.
     """
     if method not in METHODS:
         raise ValueError(f'method must be one of {", ".join(METHODS)}, got "{method}"')
-    return METHODS[method]()
+    return METHODS[method](**choices)
 
 
 __all__ = [
