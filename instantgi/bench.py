@@ -126,7 +126,7 @@ def run_bench(
         raise RuntimeError('intervals of means need scipy: pip install "instantgi[bench]"')
     settings: dict[str, Any] = {"background": background}
     settings |= {"seed": seed, "start": start, "checkpoint": checkpoint}
-    settings |= {"device": str(native.choose_device(device))}
+    settings |= {"device": native.choose_device(device).type}
     _check_files(methods, budgets, profile)
     table = Path(output).with_suffix(".md")
     check_ours(table, MARK)

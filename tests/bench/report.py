@@ -409,7 +409,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "published": lambda: published_tables(RESULTS),
 }
 SCRIPTS = ("network_stages", "ablation", "train_ablations", "targets", "kodak_rd_gaussianimage")
-SCRIPTS += ("codec", "fit", "points", "recipes", "recipes_lm")
+SCRIPTS += ("codec", "fit", "points", "prefixes", "recipes", "recipes_lm")
 TABLES |= {name: lambda name=name: of_script(name) for name in SCRIPTS}
 
 
