@@ -1,21 +1,21 @@
 """GaussianImage, one level and two levels over N, as the paper's second table has them.
 
-    python tests/bench/lig.py PICTURE [--crop X Y W H] [--per-pixel 0.18,0.25,0.33]
+    python tests/bench/lig.py PICTURES… [--crop X Y W H] [--per-pixel 0.18,0.25,0.33]
         [--iterations 30000] [--device cuda] [-o results.json]
 
-Steps are of each level, as published: the first of two levels takes as many as the second, of fewer
-pixels and Gaussians. A later call adds what is missing. What is "(paper)" is drawn on the CPU only.
+Pictures, or folders of them; the table has means over pictures. Steps are of each level, as
+published: the first of two levels takes as many as the second, of fewer pixels and Gaussians. A
+later call adds what is missing. What is "(paper)" is drawn on the CPU only.
 """
 
 import argparse
 import json
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-import torch
-
-from instantgi.bench import conditions
+from instantgi.bench import conditions, pictures_in
 from instantgi.files import replace_on_success
 from instantgi.fit import GaussianImage, LocalAdam, fit_image
 from instantgi.fit.lig import LIG
@@ -34,13 +34,21 @@ METHODS: dict[str, tuple[Any, int]] = {  # and how many times the steps
 }
 
 
-def measure(image: torch.Tensor, method: str, num: int, iterations: int) -> dict[str, Any]:
+def measure(path: Path, density: float, method: str, options: argparse.Namespace) -> dict[str, Any]:
+    image = read_image(path)
+    if options.crop:
+        x, y, width, height = options.crop
+        image = image[:, y : y + height, x : x + width].contiguous()
+    image = image.to(choose_device(options.device))
+    num = round(density * image[0].numel())
     make, times = METHODS[method]
+    steps = times * options.iterations
     began = time.perf_counter()
-    made = fit_image(image, method=make(), num_gaussians=num, iterations=times * iterations)
+    made = fit_image(image, method=make(), num_gaussians=num, iterations=steps)
     seconds = time.perf_counter() - began
     level = psnr(draw(made, *image.shape[1:]), image)
-    row = {"method": method, "num": num, "psnr": round(level, 3), "seconds": round(seconds, 1)}
+    row = {"image": path.name, "per_pixel": density, "method": method, "num": num}
+    row |= {"psnr": round(level, 3), "seconds": round(seconds, 1)}
     return row | {name: value for name, value in conditions().items() if name in ("commit", "date")}
 
 
@@ -48,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("image", type=Path)
+    parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--crop", type=int, nargs=4, metavar=("X", "Y", "W", "H"))
     parser.add_argument("--per-pixel", default="0.18,0.25,0.33")
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -56,12 +64,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    image = read_image(options.image).to(choose_device(options.device))
-    if options.crop:
-        x, y, width, height = options.crop
-        image = image[:, y : y + height, x : x + width].contiguous()
+    paths = [path for given in options.images for path in pictures(given)]
     settings = {
-        "image": options.image.name,
+        "image": ", ".join(path.name for path in paths),
         "crop": options.crop,
         "iterations": options.iterations,
     }
@@ -69,21 +74,32 @@ def main() -> None:
     if options.output.exists():
         results["rows"] = json.loads(options.output.read_text())["rows"]
         assert json.loads(options.output.read_text())["settings"] == settings
-    counts = [round(float(each) * image[0].numel()) for each in options.per_pixel.split(",")]
-    for num in counts:
-        for method in options.methods.split(","):
-            if any((row["method"], row["num"]) == (method, num) for row in results["rows"]):
-                continue
-            results["rows"].append(measure(image, method, num, options.iterations))
+    densities = [float(each) for each in options.per_pixel.split(",")]
+    methods = options.methods.split(",")
+    for key in [(path, each, method) for path in paths for each in densities for method in methods]:
+        if not found(results["rows"], *key):
+            results["rows"].append(measure(*key, options))
             with replace_on_success(options.output) as partial:
                 partial.write_text(json.dumps(results, indent=1) + "\n")
-    print("| method | " + " | ".join(f"{num} Gaussians" for num in counts) + " |")
-    print("|---|" + "---:|" * len(counts))
-    found = {(row["method"], row["num"]): row for row in results["rows"]}
-    for method in METHODS:
-        rows = [found.get((method, num)) for num in counts]
-        cells = [f"{r['psnr']:.2f} dB, {r['seconds']:.0f} s" if r else "-" for r in rows]
+    print("| method | " + " | ".join(f"{each} a pixel" for each in densities) + " |")
+    print("|---|" + "---:|" * len(densities))
+    for method in methods:
+        cells = []
+        for each in densities:
+            rows = [row for path in paths for row in found(results["rows"], path, each, method)]
+            level, seconds = (mean(row[name] for row in rows) for name in ("psnr", "seconds"))
+            cells.append(f"{level:.2f} dB, {seconds:.0f} s")
         print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+def pictures(given: Path) -> list[Path]:
+    return pictures_in(given) if given.is_dir() else [given]
+
+
+def found(rows: list[dict[str, Any]], path: Path, density: float, method: str) -> list[Any]:
+    """The row of a picture, if it is there."""
+    key = path.name, density, method
+    return [row for row in rows if (row["image"], row["per_pixel"], row["method"]) == key]
 
 
 if __name__ == "__main__":
