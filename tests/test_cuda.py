@@ -16,7 +16,16 @@ from scenes import random_gaussians
 from torch.testing import assert_close
 
 from instantgi import native
-from instantgi.fit import SGI, GaussianImage, LocalAdam, fit_image, heuristic_start, solve_colors
+from instantgi.fit import (
+    LIG,
+    SGI,
+    GaussianImage,
+    ImageGS,
+    LocalAdam,
+    fit_image,
+    heuristic_start,
+    solve_colors,
+)
 from instantgi.fit.adan import Adan
 from instantgi.fit.replay import Replay
 from instantgi.gaussians import Gaussians
@@ -147,7 +156,14 @@ METHODS: dict[str, Any] = {
     "instantgi": lambda: LocalAdam(relocations=()),
     "gaussianimage": GaussianImage,
     "gaussianimage-rs": lambda: GaussianImage("rs"),
+    "lig": LIG,
+    "imagegs": ImageGS,
     "sgi": lambda: SGI(features=4, per_seed=2),
+}
+STARTS: dict[str, dict[str, Any]] = {  # where not from Gaussians that are given
+    "lig": {"num_gaussians": 60},
+    "imagegs": {"num_gaussians": 60},
+    "sgi": {"num_gaussians": 600},
 }
 
 
@@ -156,7 +172,7 @@ def test_a_fit_takes_the_same_steps(on_gpu, method):
     image, init = picture(21, 33), random_gaussians(30, 21, 33)
 
     def fit(image, init):
-        start = {"num_gaussians": 600} if method == "sgi" else {"init": init}
+        start = STARTS.get(method, {"init": init})
         return fit_image(image, method=METHODS[method](), iterations=8, **start)
 
     one, same = on_gpu(fit, image, init), fit(image, init)
