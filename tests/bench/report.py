@@ -106,9 +106,10 @@ def bench_origin(arguments: str, *names: str) -> list[str]:
     return origin(command, conditions, commits_of(rows), f"{count} pictures")
 
 
-def of_bench(name: str, arguments: str) -> list[str]:
+def of_bench(name: str, arguments: str, metrics: tuple[str, ...] = ()) -> list[str]:
     rows = load_rows(RESULTS / f"{name}.json")
-    return bench_origin(arguments, name) + bench_lines(summarise(rows))
+    arguments += f" --metrics {','.join(metrics)}" if metrics else ""
+    return bench_origin(arguments, name) + bench_lines(summarise(rows, metrics))
 
 
 def network_and_heuristic() -> list[str]:
@@ -251,6 +252,7 @@ def imagegs(stem: str, counts: tuple[int, ...], arguments: str) -> list[str]:
 
 
 NUMBERS = ("FEAT", "SCAL", "OFFS")  # chunks of the numbers of seeds
+ALL_METHODS = "instantgi,gaussianimage,gaussianimage-rs,lig,imagegs,sgi"
 SEEDS = {
     "sgi": "`sgi`: λ = 0.001, L = 3, K = 7, F = 12",
     "paper": "`sgi-paper`, a lossless file",
@@ -381,6 +383,16 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "kodak_30k": lambda: of_bench(
         "kodak_30k",
         "--methods instantgi --start heuristic --iterations 300 --num-gaussians 30000 --limit 3",
+    ),
+    "methods_count": lambda: of_bench(
+        "methods_count",
+        f"--limit 3 --methods {ALL_METHODS} --num-gaussians 10000 --iterations 1000",
+        ("ssim", "flip"),
+    ),
+    "methods_bytes": lambda: of_bench(
+        "methods_bytes",
+        f"--limit 3 --methods {ALL_METHODS} --bpp 0.3,0.6 --iterations 600",
+        ("ssim", "flip"),
     ),
     "network": network_and_heuristic,
     "network_race": race,
