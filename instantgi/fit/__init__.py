@@ -20,7 +20,8 @@ METHODS: dict[str, Callable[..., Fitter[Any]]] = {
     "lig": LIG,
     "imagegs": ImageGS,
     "sgi": SGI,
-    # as published, with what is wrong there: for comparison only, no file can hold some of them
+    # as published, for comparison only: the first two with what is wrong there, which no file of
+    # LIG can hold; SGI's choices on exact kernels
     "lig-paper": lambda: LIG(paper=True),
     "imagegs-paper": lambda: ImageGS(paper=True),
     "sgi-paper": lambda: SGI(paper=True),

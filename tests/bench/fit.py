@@ -1,9 +1,11 @@
 """Prints where the time of a fit goes: the start, the colors, one step of each method.
 
-python tests/bench/fit.py [IMAGE] [--num-gaussians N] [--runs N] [-o OUT.json]
+python tests/bench/fit.py [IMAGE] [--num-gaussians N] [--method sgi] [--runs N] [-o OUT.json]
 
 "raster" is the forward and backward pass of the step alone, run in turns with the whole step;
-"outside" is the share of the step that is neither: loss, parameters, optimiser.
+"outside" is the share of the step that is neither: loss, parameters, optimiser. With --method sgi
+one step of it instead, at full size: the passes of its rasterizer, of the networks that make
+Gaussians, of noise and bits, and in these of the context with its hash grid.
 """
 
 import argparse
@@ -17,13 +19,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench.tables import Table, save_tables
 from bench.timing import conditions, milliseconds, spread
 
-from instantgi.fit import heuristic_start, make_fitter, solve_colors
+from instantgi.fit import SGI, heuristic_start, make_fitter, solve_colors
 from instantgi.images import read_image
 from instantgi.points import add_border_points, dither, fit_ellipses, scale_map, triangulate
 from instantgi.points.gradient import gradient_map
 from instantgi.render.ops import (
     LOCAL,
     PARAMETERS,
+    order_by_place,
     rasterize_error,
     rasterize_error_backward,
     to_blocks,
@@ -77,12 +80,56 @@ def step_stages(method: str, image: torch.Tensor, num_gaussians: int) -> dict:
     return {"step": lambda: fitter.step(0.99), "raster": raster}
 
 
+def seeds_stages(image: torch.Tensor, num_gaussians: int) -> dict:
+    fitter = SGI(levels=1)
+    fitter.start(image, None, num_gaussians, 0)
+    for _ in range(10):
+        fitter.step(0.5)
+    height, width = image.shape[1:]
+    target = to_blocks(image)
+    now = fitter.gaussians().flat()
+    scene = (now.means, now.cholesky, now.colors)
+    order = order_by_place(now.means, height, width)
+    values = fitter._numbers().detach().requires_grad_()
+
+    def raster() -> None:
+        residual, _ = rasterize_error(*scene, target, height, width, False, order)
+        rasterize_error_backward(residual, *scene, height, width, 1.0, PARAMETERS, order)
+
+    def networks() -> None:
+        made = fitter._made(values, slice(None), fitter.colors, fitter.shapes)
+        torch.autograd.backward([made.means, made.cholesky, made.colors], scene)
+
+    def bits() -> None:
+        cost = fitter._values(values.detach(), 0.5, False).cost
+        assert cost is not None
+        cost.backward()
+
+    def context() -> None:
+        assert fitter.placed is not None
+        parts = fitter._context().floats(fitter.placed, fitter._sample())
+        torch.autograd.backward(parts, [part.detach() for part in parts])
+
+    step = {"step": lambda: fitter.step(0.5), "rasterizer": raster, "networks": networks}
+    return step | {"noise, bits and context": bits, "context alone": context}
+
+
+def print_seeds(image: torch.Tensor, options: argparse.Namespace, note: str) -> None:
+    times = milliseconds(seeds_stages(image, options.num_gaussians), options.runs)
+    stages = Table({"stage": "{}", "ms": "{:.2f}", "iqr": "{:.2f}", "of a step": "{:.0%}"})
+    whole = spread(times["step"])[0]
+    for name, values in times.items():
+        stages.add(name, *spread(values), spread(values)[0] / whole)
+    save_tables(options.output, [stages], note)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("image", nargs="?", type=Path, default=PICTURE)
     parser.add_argument("--num-gaussians", type=int, default=43_000)
+    parser.add_argument("--method", choices=("sgi",), help="a step of this one instead")
     parser.add_argument("--runs", type=int, default=25)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -91,6 +138,8 @@ def main() -> None:
     size = f"{image.shape[2]}x{image.shape[1]}"
     note = f"{options.image.name}, {size}, {options.num_gaussians} Gaussians"
     print(note + "\n")
+    if options.method:
+        return print_seeds(image, options, note)
     stages = Table({"stage": "{}", "ms": "{:.2f}", "iqr": "{:.2f}"})
     times = milliseconds(start_stages(options.image, options.num_gaussians), options.runs)
     for name, values in times.items():

@@ -125,6 +125,7 @@ def measure(image: torch.Tensor, row: str, options: argparse.Namespace, num_byte
         "chunks": Index(data).bytes_of_chunks(),
     }
     if isinstance(made, Seeds):
+        assert isinstance(fitter, SGI)
         networks = [made.colors, made.shapes] + ([made.context.network] if made.context else [])
         tensors = [part for network in networks for part in network.tensors]
         numbers = made.features.numel() + made.scalings.numel() + made.offsets.numel()
