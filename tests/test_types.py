@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_docs import NAMES, blocks
 
 import instantgi
 
@@ -19,20 +20,30 @@ def test_the_package_says_that_it_is_typed():
     assert (Path(instantgi.__file__).parent / "py.typed").is_file()
 
 
-def test_every_public_name_has_a_known_type():
-    pyright = shutil.which("pyright", path=Path(sys.executable).parent)
-    if pyright is None:
+def pyright(*arguments: str, cwd: Path = ROOT) -> str:
+    """What it prints."""
+    program = shutil.which("pyright", path=Path(sys.executable).parent)
+    if program is None:
         pytest.skip("needs pyright, of the extra dev")
     # --pythonpath is not heard here, nor is every editable install seen
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [pyright, "--verifytypes", "instantgi", "--ignoreexternal", "--outputjson"],
-        cwd=ROOT,
-        env=os.environ | {"PATH": search, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    symbols = json.loads(done.stdout)["typeCompleteness"]["symbols"]
+    environment = os.environ | {"PATH": search, "PYTHONPATH": str(ROOT)}
+    command = [program, *arguments, "--outputjson"]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True).stdout
+
+
+def test_code_of_the_pages_is_well_typed(tmp_path):
+    for name, page in NAMES.items():
+        code = "\n".join(text for language, text in blocks(page) if language == "python")
+        (tmp_path / f"{name.replace('/', '_')}.py").write_text(code, encoding="utf-8")
+    found = json.loads(pyright(".", cwd=tmp_path))
+    assert found["summary"]["filesAnalyzed"] == len(NAMES)
+    assert [each["message"] for each in found["generalDiagnostics"]] == []
+
+
+def test_every_public_name_has_a_known_type():
+    stdout = pyright("--verifytypes", "instantgi", "--ignoreexternal")
+    symbols = json.loads(stdout)["typeCompleteness"]["symbols"]
     unknown = {
         symbol["name"]
         for symbol in symbols
