@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from instantgi.gaussians import Gaussians
 from instantgi.render import mixture_at, rasterize, rasterize_mixture
-from instantgi.render.blocks import cut_into_blocks
+from instantgi.render.blocks import cut_into_blocks, extents
 from instantgi.render.draw import draw, interpolate, pixels, up_sample
 from instantgi.representations import Level, Levels, Mixture, flat
 
@@ -112,14 +112,29 @@ def test_records_that_cannot_be_are_refused(make, text):
 # Random access
 
 
-def test_blocks_by_extent_are_exact():
-    scene = random_gaussians(600, 60, 90, scales=(0.5, 7), seed=3)
+def test_blocks_by_extent_are_exact(device):
+    scene = random_gaussians(600, 60, 90, scales=(0.5, 7), seed=3).to(device)
     mixture = Mixture(scene, top_k=5)
     blocks = cut_into_blocks(mixture, 60, 90, 40)
     random = torch.Generator().manual_seed(0)
-    points = torch.rand(500, 2, generator=random) * torch.tensor([90.0, 60.0])
+    points = (torch.rand(500, 2, generator=random) * torch.tensor([90.0, 60.0])).to(device)
     # the order of additions differs with the Gaussians that are listed
     assert_close(blocks.at(points), mixture_at(scene, points, top_k=5), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("most, shell", [(7, None), (7, 0.25), (1, None), (100, 0.0)])
+def test_a_point_finds_its_block_and_a_block_who_is_near(most, shell):
+    scene = random_gaussians(100, 60, 90, seed=3)
+    blocks = cut_into_blocks(Mixture(scene), 60, 90, most, shell=shell)
+    corners = blocks.boxes[:, :2]  # belong to the block that begins there
+    assert blocks.find(corners).tolist() == list(range(len(corners)))
+    assert blocks.at(corners[:0]).shape == (0, 3)
+    reach = extents(scene, 1e-4) if shell is None else 0
+    for box, members in zip(blocks.boxes, blocks.members, strict=True):
+        low, high = box[:2], box[2:]
+        grown = (shell or 0) * (high - low)
+        near = (scene.means + reach >= low - grown) & (scene.means - reach <= high + grown)
+        assert torch.equal(members, near.all(1).nonzero()[:, 0])
 
 
 def test_blocks_cover_the_picture_and_hold_equal_numbers():

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from instantgi.gaussians import Gaussians, check_size, kind_of
@@ -14,6 +14,7 @@ from instantgi.render.points import mixture_at
 from instantgi.representations import Mixture
 
 SHELL = 0.25  # of a block's sides, on every side
+Box = tuple[float, float, float, float]  # x and y from, x and y to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,11 +24,16 @@ class Blocks:
     Attributes:
         boxes: x and y from, x and y to, px; they cover the picture and share no pixel.
         members: of each block, indices of the Gaussians that a point in it ranks, increasing.
+        axes, places: of each cut, across (0) or along (1), and where.
+        sides: of each cut, what lies below and above: another cut, or ~i of block i.
     """
 
     mixture: Mixture
     boxes: Float[Tensor, "B 4"]
     members: list[Tensor]
+    axes: Int64[Tensor, " K"]
+    places: Float[Tensor, " K"]
+    sides: Int64[Tensor, "K 2"]
 
     def at(self, points: Float[Tensor, "P 2"]) -> Float[Tensor, "P C"]:
         """The mixture at points of the picture, of each from its block.
@@ -37,20 +43,29 @@ class Blocks:
         """
         if not isinstance(points, Tensor) or points.shape[1:] != (2,):
             raise ValueError(f"points must be [P, 2], got {kind_of(points)}")
-        inside = (points[:, None] >= self.boxes[:, :2]) & (points[:, None] < self.boxes[:, 2:])
-        inside = inside.all(-1)  # [P, B]
-        if not inside.any(1).all():
-            outside = int((~inside.any(1)).nonzero()[0, 0])
-            raise ValueError(f"points must lie in the picture, got {points[outside].tolist()}")
-        gaussians, block = self.mixture.gaussians, inside.int().argmax(1)
-        values = points.new_empty(len(points), gaussians.colors.shape[1])
+        inside = ((points >= 0) & (points < self.boxes[:, 2:].amax(0))).all(1)
+        if not inside.all():
+            raise ValueError(
+                f"points must lie in the picture, got {points[inside.logical_not()][0].tolist()}"
+            )
+        gaussians = self.mixture.gaussians
         options = {"top_k": self.mixture.top_k, "epsilon": self.mixture.epsilon}
-        order = block.argsort(stable=True)
-        found, counts = block[order].unique_consecutive(return_counts=True)
-        for index, chosen in zip(found.tolist(), order.split(counts.tolist()), strict=True):
-            ranked = gaussians[self.members[index]]
-            values[chosen] = mixture_at(ranked, points[chosen], **options)
-        return values
+        block, order = self.find(points).sort()
+        indices, counts = block.unique_consecutive(return_counts=True)
+        parts = points[order].split(counts.tolist())
+        values = [gaussians.colors.new_empty(0, gaussians.colors.shape[1])]
+        for index, part in zip(indices.tolist(), parts, strict=True):
+            values.append(mixture_at(gaussians[self.members[index]], part, **options))
+        return torch.cat(values)[order.argsort()]
+
+    def find(self, points: Float[Tensor, "P 2"]) -> Int64[Tensor, " P"]:
+        """The index of the block that each point of the picture lies in."""
+        node = points.new_full((len(points),), 0 if len(self.axes) else ~0, dtype=torch.int64)
+        while (node >= 0).any():
+            cut = node.clamp_min(0)
+            above = points.gather(1, self.axes[cut, None])[:, 0] >= self.places[cut]
+            node = torch.where(node >= 0, self.sides[cut, above.long()], node)
+        return ~node
 
 
 def cut_into_blocks(
@@ -79,31 +94,44 @@ def cut_into_blocks(
         raise ValueError(f"shell must be at least 0, or None, got {shell}")
     if most < 1:
         raise ValueError(f"a block holds at least 1 mean, got most = {most}")
-    means = mixture.gaussians.means.detach()
+    gaussians = mixture.gaussians.detach()
+    means = gaussians.means
+    reach = extents(gaussians, mixture.epsilon) if shell is None else torch.zeros_like(means)
     everything = torch.arange(len(means), device=means.device)
-    leaves: list[tuple[float, float, float, float]] = []
-    waiting = [((0.0, 0.0, float(width), float(height)), everything, 0)]
+    boxes, members = list[Box](), list[Tensor]()
+    cuts, sides = list[tuple[int, float]](), list[list[int]]()
+    waiting = [((0.0, 0.0, float(width), float(height)), everything, everything, 0, -1, 0)]
     while waiting:
-        box, held, axis = waiting.pop()
-        if len(held) <= most:
-            leaves.append(box)
-            continue
-        found = _cut(means[held], box, axis)
-        if found is None:  # equal places, or all of them outside: another cut would hold the same
-            leaves.append(box)
+        box, held, near, axis, parent, side = waiting.pop()
+        near = near[_are_near(means[near], reach[near], box, shell or 0.0)]  # of those of the whole
+        found = _cut(means[held], box, axis) if len(held) > most else None
+        if parent >= 0:
+            sides[parent][side] = ~len(boxes) if found is None else len(cuts)
+        # equal places, or all of them outside: another cut would hold the same
+        if found is None:
+            boxes.append(box)
+            members.append(near)
             continue
         axis, cut = found
         low = means[held, axis] < cut
         first, second = list(box), list(box)
         first[axis + 2] = second[axis] = cut
-        waiting.append((_box(second), held[~low], 1 - axis))
-        waiting.append((_box(first), held[low], 1 - axis))
-    boxes = means.new_tensor(leaves)
-    members = [_members(mixture, box, shell) for box in boxes]
-    return Blocks(mixture, boxes, members)
+        waiting.append((_box(second), held[~low], near, 1 - axis, len(cuts), 1))
+        waiting.append((_box(first), held[low], near, 1 - axis, len(cuts), 0))
+        cuts.append(found)
+        sides.append([0, 0])
+    axes, places = [axis for axis, _ in cuts], [place for _, place in cuts]
+    return Blocks(
+        mixture,
+        means.new_tensor(boxes),
+        members,
+        everything.new_tensor(axes),
+        means.new_tensor(places),
+        everything.new_tensor(sides).view(-1, 2),
+    )
 
 
-def _cut(means: Tensor, box: tuple[float, ...], axis: int) -> tuple[int, float] | None:
+def _cut(means: Tensor, box: Box, axis: int) -> tuple[int, float] | None:
     """Along which axis, and where about half of the means are below, if some are and some not."""
     for along in (axis, 1 - axis):
         places = means[:, along]
@@ -115,20 +143,15 @@ def _cut(means: Tensor, box: tuple[float, ...], axis: int) -> tuple[int, float] 
     return None
 
 
-def _box(sides: list[float]) -> tuple[float, float, float, float]:
+def _box(sides: list[float]) -> Box:
     return sides[0], sides[1], sides[2], sides[3]
 
 
-def _members(mixture: Mixture, box: Tensor, shell: float | None) -> Tensor:
-    gaussians = mixture.gaussians
-    low, high = box[:2], box[2:]
-    if shell is not None:
-        grown = shell * (high - low)
-        listed = (gaussians.means >= low - grown) & (gaussians.means <= high + grown)
-    else:
-        reach = extents(gaussians, mixture.epsilon)
-        listed = (gaussians.means + reach >= low) & (gaussians.means - reach <= high)
-    return listed.all(1).nonzero()[:, 0]
+def _are_near(means: Tensor, reach: Tensor, box: Box, shell: float) -> Tensor:
+    """Which reach into the box, grown by this share of its sides."""
+    low, high = means.new_tensor(box[:2]), means.new_tensor(box[2:])
+    grown = shell * (high - low)
+    return ((means + reach >= low - grown) & (means - reach <= high + grown)).all(1)
 
 
 def extents(gaussians: Gaussians, epsilon: float) -> Float[Tensor, "N 2"]:

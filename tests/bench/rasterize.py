@@ -7,13 +7,16 @@ pixel) pairs with a weight of at least 1/255, counted exactly, pixel by pixel, w
 "exp" is torch.exp over as many floats with as many threads, run in turns with the kernels; "ratio"
 is (forward + backward) / exp, by medians. "error" and "local" are both passes as a fit runs them.
 "mixture" and "its backward" are of the mixture of the 10 largest, with Gaussians so much smaller
-that its pairs, down to where it drops a weight, are those of the sum.
+that its pairs, down to where it drops a weight, are those of the sum. "blocks" are a mixture at
+scattered points from their blocks alone, with the largest error of shells of a quarter.
 """
 
 import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -32,7 +35,9 @@ from instantgi.render import (
     rasterize_reference,
     sum_at,
 )
+from instantgi.render.blocks import SHELL, cut_into_blocks
 from instantgi.render.cuda import SUM_CUTOFF
+from instantgi.render.draw import pixels
 from instantgi.render.mixture import EPSILON, TOP_K, cutoff_of
 from instantgi.render.ops import (
     LOCAL,
@@ -41,9 +46,11 @@ from instantgi.render.ops import (
     rasterize_sum_backward,
     to_blocks,
 )
+from instantgi.representations import Mixture
 
 SCALES = (0.85, 2.55)
 MIXTURE = ("mixture", "its backward")
+BLOCKS = (64, 1024)  # means of a block
 DENSITY = 43_000 / (768 * 512)
 SIZES = [(64, 64), (256, 256), (512, 768), (1080, 1920), (2160, 3840), (4320, 8192)]
 
@@ -158,11 +165,15 @@ def compare_reference(num: int, height: int, width: int, runs: int) -> dict[str,
     return {"num": num, "height": height, "width": width, "runs": runs, **row}
 
 
-def measure_points(num: int, runs: int) -> dict[str, float]:
-    """10,000 scattered points of a picture of one megapixel, from Gaussians that cover it alike."""
+def scattered(num: int) -> tuple[Gaussians, torch.Tensor]:
     deviation = math.sqrt(1024 * 1024 / num)
     scene = random_gaussians(num, 1024, 1024, scales=(0.3 * deviation, 0.7 * deviation))
-    points = torch.rand(10_000, 2, generator=torch.Generator().manual_seed(2)) * 1024
+    return scene, torch.rand(10_000, 2, generator=torch.Generator().manual_seed(2)) * 1024
+
+
+def measure_points(num: int, runs: int) -> dict[str, float]:
+    """10,000 scattered points of a picture of one megapixel, from Gaussians that cover it alike."""
+    scene, points = scattered(num)
     times = milliseconds(
         {"sum": lambda: sum_at(scene, points), "mixture": lambda: mixture_at(scene, points)}, runs
     )
@@ -174,6 +185,37 @@ def print_points(rows: list[dict[str, float]]) -> None:
     print("| N | sum ms | mixture ms |\n|---|---|---|")
     for row in rows:
         print(f"| {row['num']} | {row['sum']:.2f} | {row['mixture']:.2f} |", flush=True)
+
+
+def measure_blocks(num: int, counts: tuple[int, ...], runs: int) -> list[dict[str, float]]:
+    """Of the same scene a few points, from all Gaussians and from those of their blocks."""
+    scene, points = scattered(num)
+    mixture, exact = Mixture(scene), mixture_at(scene, points)
+    cut = {most: cut_into_blocks(mixture, 1024, 1024, most) for most in BLOCKS}
+    errors = {}
+    for most in BLOCKS:
+        shells = cut_into_blocks(mixture, 1024, 1024, most, shell=SHELL)
+        errors[f"error {most}"] = float((shells.at(points) - exact).abs().max())
+    rows = []
+    for count in counts:
+        few = points[:count]
+        functions: dict[str, Callable[[], object]] = {"pixels": partial(pixels, mixture, few)}
+        functions |= {f"blocks {most}": partial(cut[most].at, few) for most in BLOCKS}
+        times = milliseconds(functions, runs)
+        values = {name: median(each) for name, each in times.items()}
+        rows.append({"num": num, "points": count} | values | errors)
+    return rows
+
+
+def print_blocks(rows: list[dict[str, float]]) -> None:
+    print("\nScattered points of 1024x1024 pixels from blocks of a mixture\n")
+    heads = [f"blocks of {most} ms" for most in BLOCKS]
+    heads += [f"shells of {most}, largest error" for most in BLOCKS]
+    print(f"| N | points | pixels ms | {' | '.join(heads)} |\n{'|---' * (3 + len(heads))}|")
+    for row in rows:
+        cells = [row["pixels"], *(row[f"blocks {most}"] for most in BLOCKS)]
+        texts = [f"{cell:.2f}" for cell in cells] + [f"{row[f'error {m}']:.4f}" for m in BLOCKS]
+        print(f"| {row['num']} | {row['points']} | {' | '.join(texts)} |", flush=True)
 
 
 def main() -> None:
@@ -193,6 +235,9 @@ def main() -> None:
     print_rows("A picture of 768x512", typical)
     points = [measure_points(num, runs) for num in (2000, 8000, 30_000, 110_000)]
     print_points(points)
+    scenes = (500, 2000) if options.quick else (8000, 110_000)
+    blocks = [row for num in scenes for row in measure_blocks(num, (1, 100, 10_000), runs)]
+    print_blocks(blocks)
     sizes = SIZES[:3] if options.quick else SIZES
     sweep = [measure(round(h * w * DENSITY), h, w, runs if h * w < 5e6 else 20) for h, w in sizes]
     print_rows("Constant density, from a thumbnail to 8K", sweep)
@@ -210,7 +255,7 @@ def main() -> None:
     )
     if options.json:
         results = {"conditions": header, "typical": typical, "points": points, "sweep": sweep}
-        results |= {"peak": peak, "reference": reference}
+        results |= {"blocks": blocks, "peak": peak, "reference": reference}
         Path(options.json).write_text(json.dumps(results, indent=1))
 
 

@@ -367,16 +367,28 @@ def rasterizer() -> list[str]:
     columns = {"N": "{:.0f}", "sum ms": "{:.2f}", "mixture ms": "{:.2f}"}
     made = Table(columns, "10,000 scattered points of 1024x1024 pixels")
     made.rows = [[row["num"], row["sum"], row["mixture"]] for row in found["points"]]
+    lines += [*made.lines(), "", *blocks(found.get("blocks", []))]
     peak, plain = found["peak"], found["reference"]
     return lines + [
-        *made.lines(),
-        "",
         f"Peak memory of forward and backward with {peak['num']} Gaussians on {peak['width']}x"
         f"{peak['height']}, their pictures included: {peak['MB']:.0f} MB. Forward and backward of "
         f"{plain['num']} Gaussians on {plain['width']}x{plain['height']}, {plain['runs']} runs: "
         f"kernel {plain['kernel']:.2f} ms, plain torch {plain['reference']:.0f} ms, "
         f"{plain['times faster']:.0f} times faster.",
     ]
+
+
+def blocks(rows: list[dict[str, float]]) -> list[str]:
+    """Random access; nothing of a file from before it was measured."""
+    sizes = (64, 1024)
+    columns = {"N": "{:.0f}", "points": "{:.0f}", "`pixels` ms": "{:.2f}"}
+    columns |= {f"blocks of {most} ms": "{:.2f}" for most in sizes}
+    columns |= {f"shells of {most}, largest error": "{:.4f}" for most in sizes}
+    names = ["num", "points", "pixels", *(f"blocks {most}" for most in sizes)]
+    names += [f"error {most}" for most in sizes]
+    title = "Scattered points of 1024x1024 pixels from blocks of a mixture"
+    made = Table(columns, title, [[row[name] for name in names] for row in rows])
+    return [*made.lines(), ""] if rows else []
 
 
 def large() -> list[str]:
