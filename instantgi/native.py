@@ -14,12 +14,15 @@ import re
 import struct
 import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from instantgi.files import replace_on_success
 
 FOLDER = Path(__file__).parent / "native"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -125,7 +128,12 @@ def call_cpu(name: str, *arguments: Tensor | int | float | None) -> None:
 
 def _to_c(value: Tensor | int | float | None):
     if isinstance(value, Tensor):
-        assert value.is_contiguous() and value.device.type == "cpu"
+        assert value.is_contiguous()
+        if value.device.type != "cpu":
+            raise ValueError(
+                f"tensors must be on one device, got some on the CPU and some on {value.device}: "
+                "move them with .to(device)"
+            )
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, int):
         return ctypes.c_int64(value)
@@ -141,6 +149,7 @@ OLDEST = (7, 5)  # compute capability
 REALS = {torch.float32: "float", torch.float64: "double"}
 # Here a*b + c stays two roundings, as on the CPU, so that a map is dithered to the same points.
 ROUNDED_TWICE = {"dither"}
+_of_thread = threading.local()  # `devices`: whose contexts it has entered
 CHECKSUM = 32  # bytes of SHA-256 in front of a cached kernel
 
 
@@ -167,15 +176,36 @@ def call_cuda(
     """
     if blocks == 0:
         return
-    device = next(value.device for value in arguments if isinstance(value, Tensor))
-    assert all(v.is_contiguous() and v.device == device for v in arguments if isinstance(v, Tensor))
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    device = tensors[0].device
+    if others := {str(each.device) for each in tensors} - {str(device)}:
+        raise ValueError(
+            f"tensors must be on one device, got some on {device} and some on {others.pop()}: move "
+            "them with .to(device)"
+        )
     cuda = _cuda_core()
     with torch.cuda.device(device):
+        _enter_context(device)
         # handle 0 is the legacy default stream, which is 1 where a stream is meant
         handle = torch.cuda.current_stream(device).cuda_stream or 1
         config = cuda.LaunchConfig(grid=blocks, block=threads)
         loaded = _cuda_kernel(op, kernel, REALS[real], torch.cuda.get_device_capability(device))
-        cuda.launch(cuda.Stream.from_handle(handle), config, loaded, *map(_to_cuda, arguments))
+        cuda.launch(_stream(handle), config, loaded, *map(_to_cuda, arguments))
+
+
+def _enter_context(device: torch.device) -> None:
+    """A launch needs a context in its thread, which torch makes only with work of its own."""
+    entered = vars(_of_thread).setdefault("devices", set())
+    if device.index not in entered:
+        _cuda_core().Device(device.index).set_current()
+        entered.add(device.index)
+
+
+@functools.lru_cache(maxsize=64)
+def _stream(handle: int) -> Any:
+    """Another's stream: cuda-core makes a class for each call, some 50 µs."""
+    return _cuda_core().Stream.from_handle(handle)
 
 
 def _to_cuda(value: Tensor | int | float | None) -> int | float:
@@ -260,8 +290,9 @@ def cubin(op: str, real: str, arch: str) -> bytes:
     Raises:
         RuntimeError: if it cannot be compiled.
     """
-    source = cuda_source(op)
-    key = hashlib.sha256(repr((source, op, real, arch, nvrtc_version())).encode()).hexdigest()
+    source, options = cuda_source(op), compile_options(op, real, arch)
+    versions = nvrtc_version(), getattr(_cuda_core(), "__version__", "")
+    key = hashlib.sha256(repr((source, op, options, versions)).encode()).hexdigest()
     path = cache_folder() / f"{op}_{real}_{arch}_{key[:32]}.cubin"
     if (code := _read_checked(path)) is not None:
         return code
@@ -269,9 +300,8 @@ def cubin(op: str, real: str, arch: str) -> bytes:
     # A cache that cannot be written costs time, nothing else.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-            partial.write(hashlib.sha256(code).digest() + code)
-        os.replace(partial.name, path)
+        with replace_on_success(path) as partial:
+            partial.write_bytes(hashlib.sha256(code).digest() + code)
     return code
 
 
@@ -292,7 +322,10 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        try:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:  # a user whom the system does not know, as in containers
+            base = tempfile.gettempdir()
     return Path(base) / "instantgi"
 
 
@@ -329,18 +362,24 @@ def nvrtc_version() -> tuple[int, int]:
     return major, minor
 
 
+def compile_options(name: str, real: str, arch: str) -> dict[str, Any]:
+    """Of NVRTC; where points hang on each bit, numbers are rounded as on the CPU."""
+    is_exact = name in ROUNDED_TWICE
+    return {
+        "arch": arch,
+        "std": "c++17",
+        "define_macro": ("REAL", real),
+        "ftz": not is_exact,
+        "fma": not is_exact,
+        "prec_div": True,
+        "prec_sqrt": True,
+    }
+
+
 def compile_cuda(source: str, name: str, real: str, arch: str) -> bytes:
     """Machine code for a GPU of this architecture ("sm_90"); needs none to be there."""
     cuda = _cuda_core()
-    options = cuda.ProgramOptions(
-        arch=arch,
-        std="c++17",
-        define_macro=("REAL", real),
-        ftz=True,
-        fma=name not in ROUNDED_TWICE,
-        prec_div=True,
-        prec_sqrt=True,
-    )
+    options = cuda.ProgramOptions(**compile_options(name, real, arch))
     try:
         return bytes(cuda.Program(source, "c++", options).compile("cubin").code)
     except Exception as error:  # of a class that differs between versions of cuda-core

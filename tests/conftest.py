@@ -27,6 +27,13 @@ def device(request: pytest.FixtureRequest):
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def auto_is_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Tests that are not about a GPU do not see the one that a machine may have."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(params=[1, 2, 3])
 def num_threads(request: pytest.FixtureRequest):
     before = torch.get_num_threads()

@@ -1,7 +1,11 @@
+import contextlib
 import ctypes
 import os
 import subprocess
 import sys
+import tempfile
+import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -153,3 +157,136 @@ def test_a_kernel_that_refuses_raises_value_error():
         ValueError, match="^rasterize_sum: Gaussian 1 has a parameter that is not finite$"
     ):
         rasterize(gaussians, 8, 9)
+
+
+# --- CUDA, without a GPU -------------------------------------------------------------------------
+
+
+class FakeCore:
+    """What call_cuda needs of cuda-core; it keeps what is launched."""
+
+    __version__ = "0"
+
+    def __init__(self) -> None:
+        self.launched: list[tuple] = []
+        self.entered: list[int] = []
+        self.handles: list[int] = []
+        self.ObjectCode = self
+        self.Stream = self
+
+    def Device(self, index: int) -> "FakeCore":
+        self.entered.append(index)
+        return self
+
+    def set_current(self) -> None:
+        pass
+
+    def from_handle(self, handle: int) -> str:
+        self.handles.append(handle)
+        return f"stream {handle}"
+
+    def from_cubin(self, code: bytes) -> "FakeCore":
+        return self
+
+    def get_kernel(self, name: str) -> str:
+        return f"kernel {name}"
+
+    def LaunchConfig(self, grid: int, block: int) -> tuple[int, int]:
+        return grid, block
+
+    def launch(self, *arguments: object) -> None:
+        self.launched.append(arguments)
+
+
+class OnGPU(torch.Tensor):
+    """A tensor in main memory that says it is on a GPU."""
+
+    @property
+    def device(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        return torch.device("cuda", 1)
+
+
+@pytest.fixture
+def core(monkeypatch):
+    core = FakeCore()
+    monkeypatch.setattr(native, "_cuda_core", lambda: core)
+    monkeypatch.setattr(native, "cubin", lambda op, real, arch: f"{op} {real} {arch}".encode())
+    monkeypatch.setattr(native, "_of_thread", threading.local())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    stream = types.SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    caches = native._stream, native._cuda_kernel, native._cuda_module
+    for cache in caches:
+        cache.cache_clear()
+    yield core
+    for cache in caches:
+        cache.cache_clear()
+
+
+def test_kernels_are_launched_on_the_stream_and_device_of_the_tensors(core):
+    tensor = torch.zeros(3).as_subclass(OnGPU)
+    for _ in range(2):
+        native.call_cuda("adan", "adan", 7, 128, 5, 0.5, tensor, None)
+    expected = "stream 1", (7, 128), "kernel adan", 5, 0.5, tensor.data_ptr(), 0
+    assert core.launched == [expected] * 2
+    assert core.entered == [1] and core.handles == [1]  # once; 0, torch's default, is 1 here
+    thread = threading.Thread(target=native.call_cuda, args=("adan", "adan", 1, 32, tensor))
+    thread.start()
+    thread.join()
+    assert core.entered == [1, 1]  # another thread has no context yet
+    native.call_cuda("adan", "adan", 0, 32, tensor)
+    assert len(core.launched) == 3
+
+
+def test_tensors_on_two_devices_are_refused(core):
+    tensor = torch.zeros(3).as_subclass(OnGPU)
+    with pytest.raises(ValueError, match="on one device, got some on cuda:1 and some on cpu"):
+        native.call_cuda("adan", "adan", 1, 32, tensor, torch.zeros(3))
+    with pytest.raises(ValueError, match="some on the CPU and some on meta"):
+        native.call_cpu("adan", torch.zeros(3, device="meta"))
+
+
+def test_a_gpu_that_cannot_be_used_says_why(monkeypatch):
+    assert native.choose_device("auto") == native.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match='device must be auto, cpu or cuda, got "tpu"'):
+        native.choose_device("tpu")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with pytest.raises(RuntimeError, match="cannot be used: this torch is built without CUDA"):
+        native.choose_device("cuda")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    with pytest.raises(RuntimeError, match="torch finds no NVIDIA GPU"):
+        native.choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (6, 1))
+    with pytest.warns(UserWarning, match="using the CPU.* capability 6.1, .* need 7.5"):
+        assert native.choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(native, "nvrtc_version", lambda: (13, 0))
+    assert native.choose_device("auto") == torch.device("cuda", 3)
+
+
+def test_what_is_cached_goes_with_how_it_was_compiled(monkeypatch, tmp_path):
+    pytest.importorskip("cuda.core")
+    monkeypatch.setenv("INSTANTGI_CACHE", str(tmp_path))
+    made = []
+    monkeypatch.setattr(native, "compile_cuda", lambda *what: made.append(what) or b"code")
+    for _ in range(2):
+        assert native.cubin("adan", "float", "sm_90") == b"code"
+    assert len(made) == 1 and len(list(tmp_path.iterdir())) == 1
+    usual = native.compile_options
+    monkeypatch.setattr(native, "compile_options", lambda *what: usual(*what) | {"fma": False})
+    native.cubin("adan", "float", "sm_90")
+    assert len(made) == 2
+    assert not usual("dither", "float", "sm_90")["ftz"] and usual("adan", "float", "sm_90")["ftz"]
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("INSTANTGI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert native.cache_folder() == Path(tempfile.gettempdir()) / "instantgi"

@@ -59,11 +59,11 @@ def published_tile_limits(
     rasterize_forward_sum).
     """
     rows, cols = -(-height // 16), -(-width // 16)
-    xx, xy, yy = gaussians.covariances.detach().double().unbind(-1)
+    xx, xy, yy = gaussians.covariances.detach().double().cpu().unbind(-1)
     half_trace = (xx + yy) / 2
     largest = half_trace + (half_trace**2 - (xx * yy - xy**2)).clamp_min(0.1).sqrt()
     radii = (3 * largest.sqrt()).ceil()[:, None]  # [N, 1]
-    means, size = gaussians.means.detach().double(), torch.tensor([cols, rows])
+    means, size = gaussians.means.detach().double().cpu(), torch.tensor([cols, rows])
     begin = ((means - radii) / 16).trunc().clamp_min(0).minimum(size).int().tolist()
     end = ((means + radii) / 16 + 1).trunc().clamp_min(0).minimum(size).int().tolist()
     counts = torch.zeros(rows, cols, dtype=torch.int32)
@@ -71,4 +71,4 @@ def published_tile_limits(
     for n, ((left, top), (right, bottom)) in enumerate(zip(begin, end, strict=True)):
         counts[top:bottom, left:right] += 1
         limits[top:bottom, left:right][counts[top:bottom, left:right] == max_per_tile] = n
-    return limits
+    return limits.to(gaussians.means.device)
