@@ -9,6 +9,7 @@ import functools
 import importlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,7 @@ def run_stages(
     image: Float[Tensor, "C H W"],
     recipe: Recipe,
     on_progress: Callable[[Progress], None] | None = None,
+    look_every: int | None = None,
 ) -> Iterator[Stage]:
     """The stages of the recipe, each yielded when it is done; the last one is the fit.
 
@@ -151,6 +153,7 @@ def run_stages(
 
     Args:
         image: on any device; the Gaussians are on that of the recipe.
+        look_every: steps; on a GPU `on_progress` is then called as often, if that is more often.
     """
     image = image.to(choose_device(recipe.device))
     names = []
@@ -180,7 +183,7 @@ def run_stages(
         seconds=recipe.seconds,
         psnr=recipe.psnr,
         seed=recipe.seed,
-        report_every=LOOK_EVERY.get(image.device.type, 1),
+        report_every=min(LOOK_EVERY.get(image.device.type, 1), look_every or sys.maxsize),
         on_progress=look,
     )
     if "network" in names and steps < SURE:
@@ -379,7 +382,7 @@ def _write_result(
 
     stages: list[dict[str, Any]] = []
     pictures: list[Tensor] = []
-    for stage in run_stages(image, recipe, look):
+    for stage in run_stages(image, recipe, look, snapshot_every):
         scores = Scores()
         if stage.name != "heuristic":
             pictures.append(to_8bit(draw(stage.gaussians, height, width).cpu()))
