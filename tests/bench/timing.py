@@ -73,13 +73,16 @@ def cpu_name() -> str:
 def commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     here = Path(__file__).parent
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    return done.stdout.strip() or "none"
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
-def conditions() -> dict[str, str | int]:
-    """The header of a table."""
-    return {
+def conditions(device: torch.device | None = None) -> dict[str, str | int]:
+    """The header of a table, with the GPU where that is what the work ran on."""
+    found: dict[str, str | int] = {
         "device": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -87,3 +90,6 @@ def conditions() -> dict[str, str | int]:
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+    if device is not None and device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
