@@ -685,7 +685,7 @@ def test_imagegs_grows_by_what_is_missing():
 @pytest.mark.parametrize("method, counts", [("lig", [50, 350]), ("imagegs", [200, 50, 50, 50, 50])])
 def test_patience_goes_on_to_the_next_stage(method, counts):
     image, seen = picture(32, 40), []
-    options = {"num_gaussians": 400, "patience": 20, "on_progress": seen.append}
+    options = {"num_gaussians": 400, "patience": 6, "on_progress": seen.append}
     made = fit_image(image, method=method, **options)
     if isinstance(made, Levels):
         assert [len(level.gaussians) for level in made.levels] == counts
