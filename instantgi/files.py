@@ -16,9 +16,9 @@ def read_bytes(path: str | os.PathLike[str], kind: str) -> bytes:
     """
     if str(path) == "-":
         raise FileNotFoundError("-: there is no such file; standard input is /dev/stdin")
-    if Path(path).is_char_device() or Path(path).is_block_device():  # it may never end
-        raise OSError(f"{path}: is a device, not a {kind}")
     try:
+        if Path(path).is_char_device() or Path(path).is_block_device():  # it may never end
+            raise OSError(f"{path}: is a device, not a {kind}")
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: there is no such file") from None
