@@ -360,6 +360,10 @@ def test_kernels_run_on_the_gpu_of_the_tensors(gpu):
     pictures = [rasterize(gaussians.to(f"cuda:{i}"), 20, 30) for i in range(2)]
     assert [image.device.index for image in pictures] == [0, 1]
     assert_close(pictures[0].cpu(), pictures[1].cpu(), rtol=1e-6, atol=1e-6)
+    image = picture(24, 40)
+    fits = [fit_image(image.to(f"cuda:{i}"), num_gaussians=60, iterations=25) for i in range(2)]
+    assert [fitted.means.device.index for fitted in fits] == [0, 1]
+    assert all(torch.isfinite(part).all() for fitted in fits for part in fields(fitted))
 
 
 # compilation, which needs no GPU

@@ -19,29 +19,34 @@ class Replay:
     """
 
     def __init__(self, device: torch.device):
-        self.is_cuda = device.type == "cuda"
+        self.device, self.is_cuda = device, device.type == "cuda"
         self.calls, self.graph, self.result = 0, None, None
 
     def __call__(self, function: Callable[[], Tensor]) -> Tensor:
         self.calls += 1
         if not self.is_cuda or self.calls <= EAGER:
             return function()
-        if self.graph is None:
-            self._capture(function)
-        assert self.graph is not None
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            if self.graph is None:
+                self._capture(function)
+            assert self.graph is not None
+            self.graph.replay()
         assert self.result is not None
         return self.result
 
     def _capture(self, function: Callable[[], Tensor]) -> None:
         # by hand, because `torch.cuda.graph` also collects garbage and empties the cache
-        self.graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self.graph.capture_begin()
-            self.result = function()
-            self.graph.capture_end()
+            # what other threads do meanwhile is no part of it, and no error
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self.result = function()
+            finally:  # a capture that goes on would make every later call fail
+                graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
+        self.graph = graph
 
 
 class Schedule:
