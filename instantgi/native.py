@@ -9,10 +9,12 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import os
 import re
 import sys
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -93,9 +95,10 @@ def call_cpu(name: str, *arguments: Tensor | int | float | None) -> None:
     as a null pointer.
 
     Raises:
-        ValueError: if the kernel refuses its arguments, with the kernel's text.
+        ValueError: if a tensor is not like that, or with the text of a kernel that refuses them.
         MemoryError: if there is not enough memory.
     """
+    _check_tensors(name, arguments, torch.device("cpu"))
     function = getattr(cpu_library(), f"instantgi_{name}")
     function.restype = ctypes.c_char_p
     error = function(*map(_to_c, arguments), ctypes.c_int64(torch.get_num_threads()))
@@ -104,9 +107,20 @@ def call_cpu(name: str, *arguments: Tensor | int | float | None) -> None:
         raise kind(f"{name}: {error.decode()}")
 
 
+def _check_tensors(name: str, arguments: tuple, device: torch.device) -> None:
+    """A kernel reads addresses: of another device or layout, they are of something else."""
+    for position, value in enumerate(arguments):
+        if not isinstance(value, Tensor) or (value.device == device and value.is_contiguous()):
+            continue
+        layout = "" if value.is_contiguous() else " and not contiguous"
+        raise ValueError(
+            f"{name}: argument {position} must be a contiguous tensor on {device}, got "
+            f"{list(value.shape)} on {value.device}{layout}"
+        )
+
+
 def _to_c(value: Tensor | int | float | None):
     if isinstance(value, Tensor):
-        assert value.is_contiguous() and value.device.type == "cpu"
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, int):
         return ctypes.c_int64(value)
@@ -120,7 +134,8 @@ def _to_c(value: Tensor | int | float | None):
 GPU_EXTRA = 'pip install "instantgi[gpu]"'
 OLDEST = (7, 5)  # compute capability
 REALS = {torch.float32: "float", torch.float64: "double"}
-# Here a*b + c stays two roundings, as on the CPU, so that a map is dithered to the same points.
+# Here a*b + c stays two roundings and denormals stay what they are, as on the CPU, so that a map is
+# dithered to the same points.
 ROUNDED_TWICE = {"dither"}
 CHECKSUM = 32  # bytes of SHA-256 in front of a cached kernel
 
@@ -144,19 +159,37 @@ def call_cuda(
         real: what REAL stands for in the source.
 
     Raises:
+        ValueError: if a tensor is not like that.
         RuntimeError: if something that CUDA needs is missing, and says what.
     """
     if blocks == 0:
         return
     device = next(value.device for value in arguments if isinstance(value, Tensor))
-    assert all(v.is_contiguous() and v.device == device for v in arguments if isinstance(v, Tensor))
+    _check_tensors(kernel, arguments, device)
     cuda = _cuda_core()
     with torch.cuda.device(device):
+        _make_current(device.index)
         # handle 0 is the legacy default stream, which is 1 where a stream is meant
         handle = torch.cuda.current_stream(device).cuda_stream or 1
         config = cuda.LaunchConfig(grid=blocks, block=threads)
         loaded = _cuda_kernel(op, kernel, REALS[real], torch.cuda.get_device_capability(device))
-        cuda.launch(cuda.Stream.from_handle(handle), config, loaded, *map(_to_cuda, arguments))
+        cuda.launch(_stream(handle), config, loaded, *map(_to_cuda, arguments))
+
+
+_current = threading.local()  # .devices: those that cuda-core has seen in this thread
+
+
+def _make_current(index: int) -> None:
+    """cuda-core wants to be told of a device, once in each thread."""
+    devices = _current.__dict__.setdefault("devices", set())
+    if index not in devices:
+        _cuda_core().Device(index).set_current()
+        devices.add(index)
+
+
+@functools.lru_cache(64)
+def _stream(handle: int) -> Any:
+    return _cuda_core().Stream.from_handle(handle)
 
 
 def _to_cuda(value: Tensor | int | float | None) -> int | float:
@@ -223,8 +256,26 @@ def _cuda_kernel(op: str, kernel: str, real: str, capability: tuple[int, int]) -
 def _cuda_module(op: str, real: str, capability: tuple[int, int]) -> Any:
     if capability < OLDEST:
         raise RuntimeError(_too_old(capability))
-    arch = f"sm_{capability[0]}{capability[1]}"
-    return _cuda_core().ObjectCode.from_cubin(cubin(op, real, arch))
+    arch, objects = architecture(capability), _cuda_core().ObjectCode
+    load = objects.from_ptx if arch.startswith("compute_") else objects.from_cubin
+    return load(cubin(op, real, arch))
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """What NVRTC compiles for. The driver completes what is for an older GPU than this one."""
+    newest = newest_architecture()
+    number = 10 * capability[0] + capability[1]
+    return f"sm_{number}" if number <= newest else f"compute_{newest}"
+
+
+def newest_architecture() -> int:
+    """120 for compute capability 12.0: the last one that NVRTC knows."""
+    nvrtc_version()  # says what is missing
+    from cuda.bindings import nvrtc  # pyright: ignore[reportAttributeAccessIssue]: no stubs
+
+    error, known = nvrtc.nvrtcGetSupportedArchs()
+    assert int(error) == 0
+    return max(known)
 
 
 def _too_old(capability: tuple[int, int]) -> str:
@@ -236,13 +287,16 @@ def _too_old(capability: tuple[int, int]) -> str:
 
 
 def cubin(op: str, real: str, arch: str) -> bytes:
-    """The machine code of cuda/<op>_cuda.cu, from the cache if it is there.
+    """The code of cuda/<op>_cuda.cu, from the cache if it is there: machine code for an
+    architecture like "sm_90", PTX for one like "compute_90".
 
     Raises:
         RuntimeError: if it cannot be compiled.
     """
     source = cuda_source(op)
-    key = hashlib.sha256(repr((source, op, real, arch, nvrtc_version())).encode()).hexdigest()
+    made_by = (nvrtc_version(), version_of("cuda-core"))
+    said = repr((source, op, sorted(cuda_options(op, real, arch).items()), made_by))
+    key = hashlib.sha256(said.encode()).hexdigest()
     path = cache_folder() / f"{op}_{real}_{arch}_{key[:32]}.cubin"
     if (code := _read_checked(path)) is not None:
         return code
@@ -250,10 +304,21 @@ def cubin(op: str, real: str, arch: str) -> bytes:
     # A cache that cannot be written costs time, nothing else.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-            partial.write(hashlib.sha256(code).digest() + code)
-        os.replace(partial.name, path)
+        _write_whole(path, hashlib.sha256(code).digest() + code)
     return code
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """All of it or nothing, whoever else writes the same file."""
+    partial = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)
+    try:
+        with partial:
+            partial.write(content)
+        os.replace(partial.name, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(partial.name)
+        raise
 
 
 def _read_checked(path: Path) -> bytes | None:
@@ -267,13 +332,19 @@ def _read_checked(path: Path) -> bytes | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled CUDA kernels are kept; INSTANTGI_CACHE names another folder."""
+    """Where compiled CUDA kernels are kept; INSTANTGI_CACHE names another folder.
+
+    A user without a home has it among the temporary files.
+    """
     if chosen := os.environ.get("INSTANTGI_CACHE"):
         return Path(chosen)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        base = tempfile.gettempdir()
     return Path(base) / "instantgi"
 
 
@@ -305,25 +376,48 @@ def nvrtc_version() -> tuple[int, int]:
 
         error, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:
-        raise RuntimeError(f"NVRTC cannot be loaded ({error}): {GPU_EXTRA}") from error
+        raise RuntimeError(f"NVRTC cannot be loaded ({error}): {bindings_needed()}") from error
     assert int(error) == 0
     return major, minor
 
 
-def compile_cuda(source: str, name: str, real: str, arch: str) -> bytes:
-    """Machine code for a GPU of this architecture ("sm_90"); needs none to be there."""
-    cuda = _cuda_core()
-    options = cuda.ProgramOptions(
-        arch=arch,
-        std="c++17",
-        define_macro=("REAL", real),
-        ftz=True,
-        fma=name not in ROUNDED_TWICE,
-        prec_div=True,
-        prec_sqrt=True,
-    )
+def version_of(package: str) -> str:
     try:
-        return bytes(cuda.Program(source, "c++", options).compile("cubin").code)
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def bindings_needed() -> str:
+    """The command that installs the cuda-bindings of this torch's CUDA, and what is there now."""
+    there, cuda = version_of("cuda-bindings"), torch.version.cuda
+    if cuda is None:
+        return GPU_EXTRA
+    wanted = f'pip install "cuda-bindings=={cuda.split(".")[0]}.*"'
+    return f"torch {torch.__version__} is of CUDA {cuda}, cuda-bindings here is {there}: {wanted}"
+
+
+def cuda_options(name: str, real: str, arch: str) -> dict[str, Any]:
+    """What NVRTC is told of a source."""
+    rounded_twice = name in ROUNDED_TWICE
+    return {
+        "arch": arch,
+        "std": "c++17",
+        "define_macro": ("REAL", real),
+        "ftz": not rounded_twice,
+        "fma": not rounded_twice,
+        "prec_div": True,
+        "prec_sqrt": True,
+    }
+
+
+def compile_cuda(source: str, name: str, real: str, arch: str) -> bytes:
+    """Code for GPUs of this architecture, see `cubin`; machine code needs none to be there."""
+    cuda = _cuda_core()
+    options = cuda.ProgramOptions(**cuda_options(name, real, arch))
+    try:
+        kind = "ptx" if arch.startswith("compute_") else "cubin"
+        return bytes(cuda.Program(source, "c++", options).compile(kind).code)
     except Exception as error:  # of a class that differs between versions of cuda-core
         text = str(error)
         raise RuntimeError(
