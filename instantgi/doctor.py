@@ -33,7 +33,7 @@ def examine() -> dict[str, Any]:
     runs_on = "torch's OpenMP" if native.parallel_region().value else "threads of its own"
     found["kernels run on"] = runs_on
     found["graphics card"] = graphics_card()
-    found["CUDA kernels"] = native.cuda_error() or "usable"
+    found["CUDA kernels"] = native.cuda_error() or _cuda_kernels(torch.device("cuda"))
     found["cache folder"] = f"{native.cache_folder()} ({_writable(native.cache_folder())})"
     found["torchvision"] = _torchvision()
     for extra, modules in EXTRAS.items():
@@ -50,6 +50,22 @@ def _kernels() -> str:
     one = Gaussians(torch.full((1, 2), 1.5), torch.tensor([[1.0, 0, 1]]), torch.ones(1, 1))
     value = float(rasterize(one, 3, 3)[0, 1, 1])
     return "work" if abs(value - 1) < 1e-5 else f"draw {value} where 1 is right: {native.REINSTALL}"
+
+
+def _cuda_kernels(device: torch.device) -> str:
+    """Draws a few Gaussians there and here; says what failed, or how they differ."""
+    turns = torch.arange(20) / 3
+    means = torch.stack([8 + 6 * turns.cos(), 8 + 6 * turns.sin()], 1)
+    few = Gaussians(means, torch.tensor([[1.5, 0.3, 1.0]]).repeat(20, 1), torch.ones(20, 3) / 2)
+    try:
+        there = rasterize(few.to(device), 16, 16).cpu()
+    except Exception as error:  # of the driver, of torch, of cuda-core: each has its own
+        return f"do not run: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    # a term on the cut-off may count or not: 1/255 of a color
+    difference = float((there - rasterize(few, 16, 16)).abs().nan_to_num(torch.inf).max())
+    if difference > 0.6 / 255:
+        return f"draw what differs from the CPU's picture by {difference:.2g}: please report it"
+    return "usable"
 
 
 def _writable(folder: Path) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import os
 import re
 import struct
@@ -115,9 +116,10 @@ def call_cpu(name: str, *arguments: Tensor | int | float | None) -> None:
     as a null pointer.
 
     Raises:
-        ValueError: if the kernel refuses its arguments, with the kernel's text.
+        ValueError: if a tensor is not like that, or with the text of a kernel that refuses them.
         MemoryError: if there is not enough memory.
     """
+    _check_tensors(name, arguments, torch.device("cpu"))
     function = getattr(cpu_library(), f"instantgi_{name}")
     function.restype = ctypes.c_char_p
     error = function(*map(_to_c, arguments), ctypes.c_int64(torch.get_num_threads()))
@@ -126,14 +128,20 @@ def call_cpu(name: str, *arguments: Tensor | int | float | None) -> None:
         raise kind(f"{name}: {error.decode()}")
 
 
+def _check_tensors(name: str, arguments: tuple, device: torch.device) -> None:
+    """A kernel reads addresses: of another device or layout, they are of something else."""
+    for position, value in enumerate(arguments):
+        if not isinstance(value, Tensor) or (value.device == device and value.is_contiguous()):
+            continue
+        layout = "" if value.is_contiguous() else " and not contiguous"
+        raise ValueError(
+            f"{name}: argument {position} must be a contiguous tensor on {device}, got "
+            f"{list(value.shape)} on {value.device}{layout}"
+        )
+
+
 def _to_c(value: Tensor | int | float | None):
     if isinstance(value, Tensor):
-        assert value.is_contiguous()
-        if value.device.type != "cpu":
-            raise ValueError(
-                f"tensors must be on one device, got some on the CPU and some on {value.device}: "
-                "move them with .to(device)"
-            )
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, int):
         return ctypes.c_int64(value)
@@ -147,9 +155,9 @@ def _to_c(value: Tensor | int | float | None):
 GPU_EXTRA = 'pip install "instantgi[gpu]"'
 OLDEST = (7, 5)  # compute capability
 REALS = {torch.float32: "float", torch.float64: "double"}
-# Here a*b + c stays two roundings, as on the CPU, so that a map is dithered to the same points.
+# Here a*b + c stays two roundings and denormals stay what they are, as on the CPU, so that a map is
+# dithered to the same points.
 ROUNDED_TWICE = {"dither"}
-_of_thread = threading.local()  # `devices`: whose contexts it has entered
 CHECKSUM = 32  # bytes of SHA-256 in front of a cached kernel
 
 
@@ -172,21 +180,16 @@ def call_cuda(
         real: what REAL stands for in the source.
 
     Raises:
+        ValueError: if a tensor is not like that.
         RuntimeError: if something that CUDA needs is missing, and says what.
     """
     if blocks == 0:
         return
-    tensors = [value for value in arguments if isinstance(value, Tensor)]
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    device = tensors[0].device
-    if others := {str(each.device) for each in tensors} - {str(device)}:
-        raise ValueError(
-            f"tensors must be on one device, got some on {device} and some on {others.pop()}: move "
-            "them with .to(device)"
-        )
+    device = next(value.device for value in arguments if isinstance(value, Tensor))
+    _check_tensors(kernel, arguments, device)
     cuda = _cuda_core()
     with torch.cuda.device(device):
-        _enter_context(device)
+        _make_current(device.index)
         # handle 0 is the legacy default stream, which is 1 where a stream is meant
         handle = torch.cuda.current_stream(device).cuda_stream or 1
         config = cuda.LaunchConfig(grid=blocks, block=threads)
@@ -194,17 +197,19 @@ def call_cuda(
         cuda.launch(_stream(handle), config, loaded, *map(_to_cuda, arguments))
 
 
-def _enter_context(device: torch.device) -> None:
-    """A launch needs a context in its thread, which torch makes only with work of its own."""
-    entered = vars(_of_thread).setdefault("devices", set())
-    if device.index not in entered:
-        _cuda_core().Device(device.index).set_current()
-        entered.add(device.index)
+_current = threading.local()  # .devices: those that cuda-core has seen in this thread
 
 
-@functools.lru_cache(maxsize=64)
+def _make_current(index: int) -> None:
+    """cuda-core wants to be told of a device, once in each thread."""
+    devices = _current.__dict__.setdefault("devices", set())
+    if index not in devices:
+        _cuda_core().Device(index).set_current()
+        devices.add(index)
+
+
+@functools.lru_cache(64)
 def _stream(handle: int) -> Any:
-    """Another's stream: cuda-core makes a class for each call, some 50 µs."""
     return _cuda_core().Stream.from_handle(handle)
 
 
@@ -272,8 +277,26 @@ def _cuda_kernel(op: str, kernel: str, real: str, capability: tuple[int, int]) -
 def _cuda_module(op: str, real: str, capability: tuple[int, int]) -> Any:
     if capability < OLDEST:
         raise RuntimeError(_too_old(capability))
-    arch = f"sm_{capability[0]}{capability[1]}"
-    return _cuda_core().ObjectCode.from_cubin(cubin(op, real, arch))
+    arch, objects = architecture(capability), _cuda_core().ObjectCode
+    load = objects.from_ptx if arch.startswith("compute_") else objects.from_cubin
+    return load(cubin(op, real, arch))
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """What NVRTC compiles for. The driver completes what is for an older GPU than this one."""
+    newest = newest_architecture()
+    number = 10 * capability[0] + capability[1]
+    return f"sm_{number}" if number <= newest else f"compute_{newest}"
+
+
+def newest_architecture() -> int:
+    """120 for compute capability 12.0: the last one that NVRTC knows."""
+    nvrtc_version()  # says what is missing
+    from cuda.bindings import nvrtc  # pyright: ignore[reportAttributeAccessIssue]: no stubs
+
+    error, known = nvrtc.nvrtcGetSupportedArchs()
+    assert int(error) == 0
+    return max(known)
 
 
 def _too_old(capability: tuple[int, int]) -> str:
@@ -285,14 +308,16 @@ def _too_old(capability: tuple[int, int]) -> str:
 
 
 def cubin(op: str, real: str, arch: str) -> bytes:
-    """The machine code of cuda/<op>_cuda.cu, from the cache if it is there.
+    """The code of cuda/<op>_cuda.cu, from the cache if it is there: machine code for an
+    architecture like "sm_90", PTX for one like "compute_90".
 
     Raises:
         RuntimeError: if it cannot be compiled.
     """
-    source, options = cuda_source(op), compile_options(op, real, arch)
-    versions = nvrtc_version(), getattr(_cuda_core(), "__version__", "")
-    key = hashlib.sha256(repr((source, op, options, versions)).encode()).hexdigest()
+    source = cuda_source(op)
+    made_by = (nvrtc_version(), version_of("cuda-core"))
+    said = repr((source, op, sorted(cuda_options(op, real, arch).items()), made_by))
+    key = hashlib.sha256(said.encode()).hexdigest()
     path = cache_folder() / f"{op}_{real}_{arch}_{key[:32]}.cubin"
     if (code := _read_checked(path)) is not None:
         return code
@@ -316,16 +341,19 @@ def _read_checked(path: Path) -> bytes | None:
 
 
 def cache_folder() -> Path:
-    """Where compiled CUDA kernels are kept; INSTANTGI_CACHE names another folder."""
+    """Where compiled CUDA kernels are kept; INSTANTGI_CACHE names another folder.
+
+    A user without a home has it among the temporary files.
+    """
     if chosen := os.environ.get("INSTANTGI_CACHE"):
         return Path(chosen)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        try:
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        else:
             base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        except RuntimeError:  # a user whom the system does not know, as in containers
-            base = tempfile.gettempdir()
+    except RuntimeError:
+        base = tempfile.gettempdir()
     return Path(base) / "instantgi"
 
 
@@ -357,31 +385,48 @@ def nvrtc_version() -> tuple[int, int]:
 
         error, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:
-        raise RuntimeError(f"NVRTC cannot be loaded ({error}): {GPU_EXTRA}") from error
+        raise RuntimeError(f"NVRTC cannot be loaded ({error}): {bindings_needed()}") from error
     assert int(error) == 0
     return major, minor
 
 
-def compile_options(name: str, real: str, arch: str) -> dict[str, Any]:
-    """Of NVRTC; where points hang on each bit, numbers are rounded as on the CPU."""
-    is_exact = name in ROUNDED_TWICE
+def version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def bindings_needed() -> str:
+    """The command that installs the cuda-bindings of this torch's CUDA, and what is there now."""
+    there, cuda = version_of("cuda-bindings"), torch.version.cuda
+    if cuda is None:
+        return GPU_EXTRA
+    wanted = f'pip install "cuda-bindings=={cuda.split(".")[0]}.*"'
+    return f"torch {torch.__version__} is of CUDA {cuda}, cuda-bindings here is {there}: {wanted}"
+
+
+def cuda_options(name: str, real: str, arch: str) -> dict[str, Any]:
+    """What NVRTC is told of a source."""
+    rounded_twice = name in ROUNDED_TWICE
     return {
         "arch": arch,
         "std": "c++17",
         "define_macro": ("REAL", real),
-        "ftz": not is_exact,
-        "fma": not is_exact,
+        "ftz": not rounded_twice,
+        "fma": not rounded_twice,
         "prec_div": True,
         "prec_sqrt": True,
     }
 
 
 def compile_cuda(source: str, name: str, real: str, arch: str) -> bytes:
-    """Machine code for a GPU of this architecture ("sm_90"); needs none to be there."""
+    """Code for GPUs of this architecture, see `cubin`; machine code needs none to be there."""
     cuda = _cuda_core()
-    options = cuda.ProgramOptions(**compile_options(name, real, arch))
+    options = cuda.ProgramOptions(**cuda_options(name, real, arch))
     try:
-        return bytes(cuda.Program(source, "c++", options).compile("cubin").code)
+        kind = "ptx" if arch.startswith("compute_") else "cubin"
+        return bytes(cuda.Program(source, "c++", options).compile(kind).code)
     except Exception as error:  # of a class that differs between versions of cuda-core
         text = str(error)
         raise RuntimeError(

@@ -123,7 +123,7 @@ class TrainInstantGI(lightning.LightningModule):
     def setup(self, stage: str) -> None:
         if self.trainer.strategy.root_device.type != "cpu":
             raise ValueError(
-                "the rasterizer and the fit have no CUDA kernels in this version: "
+                "training on a GPU has never been run and is not supported in this version: "
                 "train with trainer.accelerator cpu, on several processes with trainer.strategy ddp"
             )
 

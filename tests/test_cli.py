@@ -347,6 +347,25 @@ def test_doctor_says_what_it_found(capsys, monkeypatch):
     assert re.search("kernels: +the CPU kernels are missing", capsys.readouterr().out)
 
 
+def test_doctor_calls_usable_only_what_draws_right(monkeypatch):
+    from instantgi import doctor
+
+    device = torch.device("cpu")
+    assert doctor._cuda_kernels(device) == "usable"
+    drawn = [torch.zeros(3, 16, 16), torch.full((3, 16, 16), 0.25)]
+    monkeypatch.setattr(doctor, "rasterize", lambda *_: drawn.pop())
+    assert doctor._cuda_kernels(device).startswith(
+        "draw what differs from the CPU's picture by 0.25"
+    )
+
+    def broken(*_):
+        raise OSError("an illegal memory access\nwas encountered")
+
+    monkeypatch.setattr(doctor, "rasterize", broken)
+    said = "do not run: OSError: an illegal memory access was encountered"
+    assert doctor._cuda_kernels(device) == said
+
+
 def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch, tmp_path):
     find = importlib.util.find_spec
     monkeypatch.setattr(

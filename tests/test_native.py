@@ -5,8 +5,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,8 +146,13 @@ def test_arguments_are_passed_by_kind():
     assert native._to_c(0.1).value == 0.1
     tensor = torch.ones(3)
     assert native._to_c(tensor).value == tensor.data_ptr()
-    with pytest.raises(AssertionError):
-        native._to_c(torch.ones(4, 4).T[::2])
+    with pytest.raises(
+        ValueError,
+        match=r"argument 1 must be a contiguous tensor on cpu, got \[2, 4\] on cpu and not",
+    ):
+        native.call_cpu("nothing", 3, torch.ones(4, 4).T[::2])
+    with pytest.raises(ValueError, match=r"must be a contiguous tensor on cpu, got \[3\] on meta$"):
+        native.call_cpu("nothing", torch.ones(3, device="meta"))
 
 
 def test_a_kernel_that_refuses_raises_value_error():
@@ -159,134 +164,135 @@ def test_a_kernel_that_refuses_raises_value_error():
         rasterize(gaussians, 8, 9)
 
 
-# --- CUDA, without a GPU -------------------------------------------------------------------------
-
-
-class FakeCore:
-    """What call_cuda needs of cuda-core; it keeps what is launched."""
-
-    __version__ = "0"
-
-    def __init__(self) -> None:
-        self.launched: list[tuple] = []
-        self.entered: list[int] = []
-        self.handles: list[int] = []
-        self.ObjectCode = self
-        self.Stream = self
-
-    def Device(self, index: int) -> "FakeCore":
-        self.entered.append(index)
-        return self
-
-    def set_current(self) -> None:
-        pass
-
-    def from_handle(self, handle: int) -> str:
-        self.handles.append(handle)
-        return f"stream {handle}"
-
-    def from_cubin(self, code: bytes) -> "FakeCore":
-        return self
-
-    def get_kernel(self, name: str) -> str:
-        return f"kernel {name}"
-
-    def LaunchConfig(self, grid: int, block: int) -> tuple[int, int]:
-        return grid, block
-
-    def launch(self, *arguments: object) -> None:
-        self.launched.append(arguments)
+# --- CUDA, without a GPU -----------------------------------------------------------------------
 
 
 class OnGPU(torch.Tensor):
-    """A tensor in main memory that says it is on a GPU."""
+    """Says that it is on GPU 1, and has an address there."""
 
-    @property
-    def device(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return torch.device("cuda", 1)
+    @staticmethod
+    def __new__(cls, num: int):
+        return torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            cls, (num,), device=torch.device("cuda", 1)
+        )
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):
+        raise NotImplementedError
+
+    def data_ptr(self) -> int:
+        return 2**40
 
 
 @pytest.fixture
-def core(monkeypatch):
-    core = FakeCore()
+def launches(monkeypatch):
+    """What would be launched."""
+    made: list = []
+    core = SimpleNamespace(
+        Device=lambda index: SimpleNamespace(set_current=lambda: made.append(("device", index))),
+        Stream=SimpleNamespace(from_handle=lambda handle: ("stream", handle)),
+        LaunchConfig=lambda **sizes: sizes,
+        launch=lambda *arguments: made.append(arguments),
+    )
     monkeypatch.setattr(native, "_cuda_core", lambda: core)
-    monkeypatch.setattr(native, "cubin", lambda op, real, arch: f"{op} {real} {arch}".encode())
-    monkeypatch.setattr(native, "_of_thread", threading.local())
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    stream = types.SimpleNamespace(cuda_stream=0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    caches = native._stream, native._cuda_kernel, native._cuda_module
-    for cache in caches:
-        cache.cache_clear()
-    yield core
-    for cache in caches:
-        cache.cache_clear()
+    monkeypatch.setattr(native, "_cuda_kernel", lambda *names: names)
+    monkeypatch.setattr(native, "_current", threading.local())
+    native._stream.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    stream = SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    yield made
+    native._stream.cache_clear()
 
 
-def test_kernels_are_launched_on_the_stream_and_device_of_the_tensors(core):
-    tensor = torch.zeros(3).as_subclass(OnGPU)
+def test_a_launch_has_device_stream_sizes_and_plain_numbers(launches):
+    tensor = OnGPU(3)
     for _ in range(2):
-        native.call_cuda("adan", "adan", 7, 128, 5, 0.5, tensor, None)
-    expected = "stream 1", (7, 128), "kernel adan", 5, 0.5, tensor.data_ptr(), 0
-    assert core.launched == [expected] * 2
-    assert core.entered == [1] and core.handles == [1]  # once; 0, torch's default, is 1 here
-    thread = threading.Thread(target=native.call_cuda, args=("adan", "adan", 1, 32, tensor))
-    thread.start()
-    thread.join()
-    assert core.entered == [1, 1]  # another thread has no context yet
-    native.call_cuda("adan", "adan", 0, 32, tensor)
-    assert len(core.launched) == 3
+        native.call_cuda("adan", "step", 5, 64, tensor, 7, 0.5, None)
+    told, *both = launches
+    assert told == ("device", 1)  # once in this thread
+    # the legacy default stream has handle 1 where a stream is meant
+    launch = (("stream", 1), {"grid": 5, "block": 64}, ("adan", "step", "float", (9, 0)))
+    assert both == [(*launch, 2**40, 7, 0.5, 0)] * 2
+    assert [type(value) for value in both[0][3:]] == [int, int, float, int]
 
 
-def test_tensors_on_two_devices_are_refused(core):
-    tensor = torch.zeros(3).as_subclass(OnGPU)
-    with pytest.raises(ValueError, match="on one device, got some on cuda:1 and some on cpu"):
-        native.call_cuda("adan", "adan", 1, 32, tensor, torch.zeros(3))
-    with pytest.raises(ValueError, match="some on the CPU and some on meta"):
-        native.call_cpu("adan", torch.zeros(3, device="meta"))
+def test_every_thread_tells_its_device(launches):
+    tensor = OnGPU(3)
+    for _ in range(2):
+        thread = threading.Thread(target=native.call_cuda, args=("adan", "step", 1, 1, tensor))
+        thread.start()
+        thread.join()
+    assert launches.count(("device", 1)) == 2
 
 
-def test_a_gpu_that_cannot_be_used_says_why(monkeypatch):
-    assert native.choose_device("auto") == native.choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match='device must be auto, cpu or cuda, got "tpu"'):
-        native.choose_device("tpu")
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
-    with pytest.raises(RuntimeError, match="cannot be used: this torch is built without CUDA"):
-        native.choose_device("cuda")
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
-    with pytest.raises(RuntimeError, match="torch finds no NVIDIA GPU"):
-        native.choose_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (6, 1))
-    with pytest.warns(UserWarning, match="using the CPU.* capability 6.1, .* need 7.5"):
-        assert native.choose_device("auto") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+def test_no_blocks_are_no_launch_and_tensors_of_two_devices_an_error(launches):
+    tensor = OnGPU(3)
+    native.call_cuda("adan", "step", 0, 64, tensor)
+    with pytest.raises(
+        ValueError, match=r"^step: argument 1 must be .* on cuda:1, got \[2\] on cpu$"
+    ):
+        native.call_cuda("adan", "step", 1, 64, tensor, torch.ones(2))
+    assert not launches
+
+
+def pretend_gpu(monkeypatch, capability=(9, 0), built=True, available=True):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(native, "nvrtc_version", lambda: (13, 0))
-    assert native.choose_device("auto") == torch.device("cuda", 3)
 
 
-def test_what_is_cached_goes_with_how_it_was_compiled(monkeypatch, tmp_path):
-    pytest.importorskip("cuda.core")
-    monkeypatch.setenv("INSTANTGI_CACHE", str(tmp_path))
-    made = []
-    monkeypatch.setattr(native, "compile_cuda", lambda *what: made.append(what) or b"code")
-    for _ in range(2):
-        assert native.cubin("adan", "float", "sm_90") == b"code"
-    assert len(made) == 1 and len(list(tmp_path.iterdir())) == 1
-    usual = native.compile_options
-    monkeypatch.setattr(native, "compile_options", lambda *what: usual(*what) | {"fma": False})
-    native.cubin("adan", "float", "sm_90")
-    assert len(made) == 2
-    assert not usual("dither", "float", "sm_90")["ftz"] and usual("adan", "float", "sm_90")["ftz"]
+def test_a_device_is_chosen_by_name(monkeypatch):
+    pretend_gpu(monkeypatch)
+    assert native.cuda_error() is None
+    assert native.choose_device("auto") == native.choose_device("cuda") == torch.device("cuda:1")
+    assert native.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match='must be auto, cpu or cuda, got "tpu"'):
+        native.choose_device("tpu")
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        ({"built": False}, "built without CUDA"),
+        ({"capability": (6, 1)}, r"capability 6\.1, the CUDA kernels need 7\.5"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_a_warning_or_an_error(monkeypatch, found, said):
+    pretend_gpu(monkeypatch, **found)
+    with pytest.raises(RuntimeError, match=f"the GPU cannot be used: .*{said}"):
+        native.choose_device("cuda")
+    with pytest.warns(UserWarning, match=f"using the CPU, .*{said}"):
+        assert native.choose_device("auto") == torch.device("cpu")
+
+
+def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
+    pretend_gpu(monkeypatch, available=False)
+    assert native.choose_device("auto") == torch.device("cpu")
+    assert "torch finds no NVIDIA GPU" in str(native.cuda_error())
+
+
+def test_the_bindings_of_this_torch_are_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert native.bindings_needed().endswith('pip install "cuda-bindings==12.*"')
+
+
+@pytest.mark.parametrize(
+    "capability, name", [((7, 5), "sm_75"), ((12, 0), "sm_120"), ((13, 0), "compute_121")]
+)
+def test_a_gpu_newer_than_nvrtc_gets_code_that_its_driver_completes(monkeypatch, capability, name):
+    monkeypatch.setattr(native, "newest_architecture", lambda: 121)
+    assert native.architecture(capability) == name
 
 
 def test_a_user_without_a_home_has_a_cache(monkeypatch):
-    def nowhere():
+    def no_home():
         raise RuntimeError("Could not determine home directory.")
 
-    for name in ("INSTANTGI_CACHE", "XDG_CACHE_HOME"):
+    for name in ("INSTANTGI_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(Path, "home", no_home)
     assert native.cache_folder() == Path(tempfile.gettempdir()) / "instantgi"

@@ -241,7 +241,7 @@ def test_gradients_reach_scales_and_rotations(device):
     )
     inputs = [t.to(device).requires_grad_() for t in (means, scales, angles, colors)]
     assert not on_cutoff(
-        Gaussians.from_scales_rotations(*(part.detach().cpu() for part in inputs)), 8, 9, 3e-5
+        Gaussians.from_scales_rotations(*(t.detach().cpu() for t in inputs)), 8, 9, 3e-5
     ).any()
     assert torch.autograd.gradcheck(
         lambda *f: rasterize(Gaussians.from_scales_rotations(*f), 8, 9), inputs

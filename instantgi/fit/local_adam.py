@@ -103,7 +103,7 @@ class LocalAdam:
             init = heuristic_start(image, num_gaussians)
             init = solve_colors(init, image, self.solve_iterations)
         self.target = to_blocks(image.detach().float())
-        fields = init.detach().to(image.device).to(torch.float32)
+        fields = init.detach().to(image.device, torch.float32)
         self.means, self.cholesky, self.colors = (
             field.clone(memory_format=torch.contiguous_format)
             for field in (fields.means, fields.cholesky, fields.colors)

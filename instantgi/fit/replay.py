@@ -26,7 +26,7 @@ class Replay:
         self.calls += 1
         if not self.is_cuda or self.calls <= EAGER:
             return function()
-        with torch.cuda.device(self.device):  # which need not be the current one
+        with torch.cuda.device(self.device):
             if self.graph is None:
                 self._capture(function)
             assert self.graph is not None
@@ -39,13 +39,14 @@ class Replay:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            graph.capture_begin(capture_error_mode="thread_local")  # others may allocate meanwhile
+            # what other threads do meanwhile is no part of it, and no error
+            graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self.result = function()
-            finally:
+            finally:  # a capture that goes on would make every later call fail
                 graph.capture_end()
-        self.graph = graph
         torch.cuda.current_stream().wait_stream(stream)
+        self.graph = graph
 
 
 class Schedule:

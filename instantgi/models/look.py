@@ -19,6 +19,7 @@ from instantgi.render.ops import (
 
 MEMORY = 32  # numbers that the fields hand on to the looks, per Gaussian
 CHUNK = 2**13  # Gaussians at a time, without gradients: what is made of them stays in the cache
+CUDA_CHUNK = 2**18  # on a GPU: enough for all of it
 KEPT = 128  # chunks whose first results are kept; with more they are worked out twice
 
 
@@ -138,7 +139,8 @@ def in_two_rounds(
 
     Without gradients in small chunks, so that memory stays bounded.
     """
-    step = num if torch.is_grad_enabled() else CHUNK
+    chunk = CUDA_CHUNK if neighbors.is_cuda else CHUNK
+    step = num if torch.is_grad_enabled() else chunk
     chunks = [slice(begin, min(begin + step, num)) for begin in range(0, num, step)]
     kept, parts = {}, []
     for i, chunk in enumerate(chunks):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 NORMS = ("batch", "group", "layer")
 
@@ -149,6 +150,14 @@ class ConvNeXtUNet(nn.Module):
         self.stride = stride
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        if not image.is_cuda:
+            return self._forward(image)
+        # else cuDNN may choose a convolution that adds in any order, and the points differ
+        tf32 = cudnn.allow_tf32
+        with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=tf32):
+            return self._forward(image)
+
+    def _forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
         stride, least = self.stride, self.stride * 2 ** len(self.stages)
         # to whole results, and to the smallest picture whose last stage has a pixel

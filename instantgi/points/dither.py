@@ -274,7 +274,7 @@ def _edge_places(along: Tensor, across: Tensor, length: int, opposite: int) -> T
     right = (distance + t).flip(0).cummin(0).values.flip(0) - t
     spacing = (1.5 * torch.minimum(left, right).double()).clamp(min=2)
     middles = (1 / spacing[:-1] + 1 / spacing[1:]) / 2  # trapezoids
-    # on the CPU: on a GPU the sum of a scan hangs on how blocks meet, and a place on the sum
+    # on the CPU: a GPU adds in an order of its own, and points must be the same everywhere
     sums = middles.cpu().cumsum(0).to(middles.device)
     integral = torch.cat([middles.new_zeros(1), sums])
     count = max(1, round(float(integral[-1])))

@@ -44,7 +44,8 @@ def rasterize_reference(
     weights = weights_reference(gaussians, height, width)
     if tile_limits is not None:
         limits = tile_limits.repeat_interleave(16, 0).repeat_interleave(16, 1)[:height, :width]
-        weights = torch.where(torch.arange(len(gaussians)) <= limits[:, :, None], weights, 0)
+        listed = torch.arange(len(gaussians), device=limits.device) <= limits[:, :, None]
+        weights = torch.where(listed, weights, 0)
     return torch.einsum("hwn,nc->chw", weights, gaussians.colors)
 
 
@@ -59,11 +60,12 @@ def published_tile_limits(
     rasterize_forward_sum).
     """
     rows, cols = -(-height // 16), -(-width // 16)
-    xx, xy, yy = gaussians.covariances.detach().double().cpu().unbind(-1)
+    device, gaussians = gaussians.means.device, gaussians.detach().to("cpu")  # a loop over them
+    xx, xy, yy = gaussians.covariances.double().unbind(-1)
     half_trace = (xx + yy) / 2
     largest = half_trace + (half_trace**2 - (xx * yy - xy**2)).clamp_min(0.1).sqrt()
     radii = (3 * largest.sqrt()).ceil()[:, None]  # [N, 1]
-    means, size = gaussians.means.detach().double().cpu(), torch.tensor([cols, rows])
+    means, size = gaussians.means.double(), torch.tensor([cols, rows])
     begin = ((means - radii) / 16).trunc().clamp_min(0).minimum(size).int().tolist()
     end = ((means + radii) / 16 + 1).trunc().clamp_min(0).minimum(size).int().tolist()
     counts = torch.zeros(rows, cols, dtype=torch.int32)
@@ -71,4 +73,4 @@ def published_tile_limits(
     for n, ((left, top), (right, bottom)) in enumerate(zip(begin, end, strict=True)):
         counts[top:bottom, left:right] += 1
         limits[top:bottom, left:right][counts[top:bottom, left:right] == max_per_tile] = n
-    return limits.to(gaussians.means.device)
+    return limits.to(device)
