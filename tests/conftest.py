@@ -27,6 +27,14 @@ def device(request: pytest.FixtureRequest):
         yield request.param
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A test means the CPU unless it is marked `gpu`, also where there is a GPU."""
+    if request.node.get_closest_marker("gpu") is None and torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of programs that the test starts
+
+
 @pytest.fixture(params=[1, 2, 3])
 def num_threads(request: pytest.FixtureRequest):
     before = torch.get_num_threads()
