@@ -28,10 +28,11 @@ def device(request: pytest.FixtureRequest):
 
 
 @pytest.fixture(autouse=True)
-def auto_is_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Tests that are not about a GPU do not see the one that a machine may have."""
-    if request.node.get_closest_marker("gpu") is None:
+def on_the_cpu_unless_marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A test means the CPU unless it is marked `gpu`, also where there is a GPU."""
+    if request.node.get_closest_marker("gpu") is None and torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of programs that the test starts
 
 
 @pytest.fixture(params=[1, 2, 3])
