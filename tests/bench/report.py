@@ -298,6 +298,10 @@ SEEDS = {
 }
 
 
+SGI_CHOICES = ("sgi", "paper", "smaller pictures", "betas 0.9 and 0.999", "context from 0.8")
+SGI_CHOICES += ("noise to the end", "absolute difference", "offsets at 0", "no log sizes")
+
+
 def seeds(name: str, arguments: str) -> list[str]:
     found = read(name)
     command = f"python tests/bench/sgi.py {arguments} -o docs/results/{name}.json"
@@ -423,7 +427,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     ),
     "methods_bytes": lambda: of_bench(
         "methods_bytes",
-        f"--limit 3 --methods {ALL_METHODS} --bpp 0.3,0.6 --iterations 600",
+        f"--limit 2 --methods {ALL_METHODS} --bpp 0.3 --iterations 600",
         ("ssim", "flip"),
     ),
     "kodak": kodak,
@@ -440,6 +444,10 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     ),
     "sgi_div2k": lambda: seeds("sgi_div2k", "0829x2.png --num-gaussians 20000 --iterations 1000"),
     "sgi_parts": lambda: seeds_parts("sgi_2k"),
+    "sgi_choices": lambda: seeds(
+        "sgi_choices",
+        f'0829x2.png --num-gaussians 20000 --iterations 1000 --rows "{",".join(SGI_CHOICES)}"',
+    ),
     "sgi_speed": lambda: seeds(
         "sgi_speed",
         'tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 1000 --rows "sgi,L 1"',
