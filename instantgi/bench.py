@@ -18,7 +18,7 @@ import torch
 from instantgi import native
 from instantgi.files import check_ours, held, replace_on_success
 from instantgi.images import read_image, suffixes
-from instantgi.infer import DEFAULT_CHECKPOINT, device_name, read_picture
+from instantgi.infer import DEFAULT_CHECKPOINT, ON_CPU, device_name, read_picture
 from instantgi.measure import (
     FILE,
     METRICS,
@@ -127,6 +127,10 @@ def run_bench(
     settings: dict[str, Any] = {"background": background}
     settings |= {"seed": seed, "start": start, "checkpoint": checkpoint}
     settings |= {"device": native.choose_device(device).type}
+    # where the rest runs on a GPU these do not: the row of each says where it was made
+    own = {method: settings for method in methods}
+    if device == "auto":
+        own |= {method: settings | {"device": "cpu"} for method in methods if method in ON_CPU}
     _check_files(methods, budgets, profile)
     table = Path(output).with_suffix(".md")
     check_ours(table, MARK)
@@ -144,10 +148,10 @@ def run_bench(
         columns = _columns_to_measure(wanted, made, asked, profile)
         _check_metrics(columns, background)
         for method in methods:
-            _warm_up(method, settings, profile)
+            _warm_up(method, own[method], profile)
         for case in with_bar(list(columns), quiet, "fits"):
             path, picture, method, budget = case
-            recipe = budget.recipe(method, settings)
+            recipe = budget.recipe(method, own[method])
             try:
                 row = measure(path, recipe, budget, columns[case], profile)
             except ValueError as error:
@@ -156,7 +160,7 @@ def run_bench(
                 warnings.warn(f"{path.name}, {method}: {error}", stacklevel=2)
                 continue
             made.pop(_key_of(case, known=False), None)
-            made[_key_of(case)] = {"picture": picture} | row | provenance(settings["device"])
+            made[_key_of(case)] = {"picture": picture} | row | provenance(own[method]["device"])
             _save(output, settings, list(made.values()), summarise(list(made.values()), metrics))
         chosen = [row for row in (_find(made, case) for case in wanted) if row]
         if not chosen:

@@ -44,6 +44,7 @@ from instantgi.representations import Representation, Seeds, flat
 GAUSSIANS, REPORT, SNAPSHOT = "gaussians.gi", "report.json", "snapshot.gi"
 RESULTS = (GAUSSIANS, "init.png", "render.png", "overview.png", REPORT, SNAPSHOT)
 STARTS = ("auto", "network", "heuristic")
+ON_CPU = ("lig-paper", "imagegs-paper")  # methods that nothing else draws
 DEFAULT_CHECKPOINT = "tiny"
 # of a recipe, which are of one method alone, and as what they stand in files and commands
 CHOICES = {
@@ -76,7 +77,8 @@ class Recipe:
         psnr: the same, dB.
         background: a color of CSS to lay the picture over; None keeps opacity as a fourth channel.
         seed: of methods that draw random numbers.
-        device: "cpu", "cuda", or "auto", see `instantgi.native.choose_device`.
+        device: "cpu", "cuda", or "auto", see `instantgi.native.choose_device`; of a method in
+            ON_CPU "auto" is the CPU.
         rate: of the method "sgi", see `instantgi.fit.SGI`; None for its own.
         levels: of the method "lig", likewise.
         prefixes: of the method "imagegs", likewise.
@@ -104,6 +106,10 @@ class Recipe:
         for name, (method, _) in CHOICES.items():
             if getattr(self, name) is not None and self.method != method:
                 raise ValueError(f'{name} is of the method "{method}", got "{self.method}"')
+
+    def choose_device(self) -> torch.device:
+        is_cpu = self.device == "auto" and self.method in ON_CPU
+        return choose_device("cpu" if is_cpu else self.device)
 
     def make_fitter(self) -> Fitter[Any]:
         return make_fitter(self.method, **self.choices())
@@ -155,7 +161,7 @@ def run_stages(
         image: on any device; the Gaussians are on that of the recipe.
         look_every: steps; on a GPU `on_progress` is then called as often, if that is more often.
     """
-    image = image.to(choose_device(recipe.device))
+    image = image.to(recipe.choose_device())
     names = []
     for stage in _start_stages(image, recipe):
         names.append(stage.name)

@@ -21,7 +21,6 @@ from instantgi.gaussians import Gaussians
 from instantgi.images import to_8bit
 from instantgi.infer import Recipe, read_picture, run_stages, score
 from instantgi.metrics import bits_per_pixel, flip, lpips, psnr, psnr_of_levels, ssim
-from instantgi.native import choose_device
 from instantgi.render.draw import draw
 from instantgi.representations import Levels, Representation, Seeds, Splats, flat
 
@@ -146,7 +145,7 @@ def measure(
     if profile == NO_FILE:
         return row
     coded = fitted.coded or code(made, image, profile)
-    return row | measure_file(coded, image, choose_device(recipe.device))
+    return row | measure_file(coded, image, recipe.choose_device())
 
 
 def metrics_in(columns: Collection[str]) -> list[str]:
@@ -285,7 +284,7 @@ def _file_of(image: Tensor, recipe: Recipe, wanted: int, profile: str | None) ->
     profile = profile or "compact"
     target = Target(num_bytes=wanted, iterations=recipe.iterations)
     began = time.perf_counter()
-    data = encode_image(image.to(choose_device(recipe.device)), target, profile)
+    data = encode_image(image.to(recipe.choose_device()), target, profile)
     columns = _columns_of_search(recipe, time.perf_counter() - began)
     file = open_file(data)
     made = file.made()

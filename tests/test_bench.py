@@ -56,6 +56,23 @@ def test_bench_fits_each_picture_by_each_method_and_budget(pictures, capsys):
         assert (row["seconds_colors"] > 0) == (row["method"] == "instantgi")
 
 
+def test_bench_fits_on_the_cpu_what_only_the_cpu_draws(pictures, monkeypatch):
+    asked = []
+
+    def measured(path, recipe, *_):
+        asked.append((recipe.method, recipe.device))
+        raise ValueError if len(asked) == 1 else KeyboardInterrupt
+
+    monkeypatch.setattr("instantgi.native.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(bench, "_warm_up", lambda *_: None)
+    monkeypatch.setattr(bench, "measure", measured)
+    options: dict = {"budgets": [Budget(num_bytes=1000, iterations=1)]}
+    options["methods"] = ["instantgi", "imagegs-paper"]
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning):
+        run_bench(pictures_in(pictures)[:1], pictures.parent / "x.json", **options)
+    assert asked == [("instantgi", "cuda"), ("imagegs-paper", "cpu")]
+
+
 def test_bench_keeps_rows_and_adds_the_missing_ones(pictures, monkeypatch):
     assert run(pictures, "--iterations", "2", "--limit", "1") == 0
     before = results(pictures)["rows"]

@@ -680,6 +680,9 @@ def test_imagegs_grows_by_what_is_missing():
     begun = dataclasses.replace(made, gaussians=made.gaussians[:250], stages=(200, 250))
     grown = fit_image(image, begun, method=ImageGS(top_k=5), num_gaussians=1000, iterations=60)
     assert grown.stages == (200, 250, 500, 750, 1000) and grown.top_k == 5
+    many = Mixture(random_gaussians(40, 48, 64), stages=tuple(range(20, 41)))
+    grown = fit_image(image, many, method=ImageGS(), num_gaussians=80, iterations=20)
+    assert grown.stages == (*range(20, 41), 80)
 
 
 @pytest.mark.parametrize("method, counts", [("lig", [50, 350]), ("imagegs", [200, 50, 50, 50, 50])])

@@ -442,3 +442,13 @@ def test_methods_that_grow_get_all_gaussians_asked_for(picture, method):
     assert len(start.gaussians) < 96 and len(fit.gaussians) == 96
     expected = fit_image(image, method=method, iterations=40, num_gaussians=96)
     assert torch.equal(flat(fit.gaussians).means, flat(expected).means)
+
+
+def test_what_only_the_cpu_draws_is_fitted_there(picture, folder, monkeypatch):
+    with_gpu = {"auto": "meta", "cuda": "meta", "cpu": "cpu"}
+    monkeypatch.setattr("instantgi.infer.choose_device", lambda name: torch.device(with_gpu[name]))
+    assert Recipe(method="lig").choose_device().type == "meta"
+    for method in ("lig-paper", "imagegs-paper"):
+        assert Recipe(method=method).choose_device().type == "cpu"
+        assert Recipe(method=method, device="cuda").choose_device().type == "meta"
+    assert quick(picture, folder, method="imagegs-paper", num_gaussians=20)["device"] == "cpu"

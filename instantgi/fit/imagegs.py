@@ -139,6 +139,7 @@ class ImageGS:
         self.stages = list(init.stages) if isinstance(init, Mixture) else [len(parameters[0])]
         self.waiting = _growth(num_gaussians - self.stages[-1], STAGES - len(self.stages))
         self.iteration, self.is_slow, self.grown_at = 0, False, 0
+        self.grown = 0  # stages of this fit
         self.best, self.improved_at, self.looked_at = (-math.inf, -math.inf), 0, 0
         self.recent: list[Tensor] = []  # squared errors of the last steps on samples
         share = self.density.sqrt().double().flatten()
@@ -153,8 +154,8 @@ class ImageGS:
         return False
 
     def step(self, progress: float) -> Tensor:
-        grown = len(self.stages)
-        if self.iteration >= INTERVAL * grown or progress >= SHARE * grown:
+        due = self.grown + 1
+        if self.iteration >= INTERVAL * due or progress >= SHARE * due:
             self.next_stage()
         self.iteration += 1
         count = self._count()
@@ -320,7 +321,7 @@ class ImageGS:
                 }
             self.parameters[name], group["params"] = new, [new]
         self.stages.append(self.stages[-1] + num)
-        self.grown_at = self.iteration
+        self.grown_at, self.grown = self.iteration, self.grown + 1
 
 
 class PublishedShape(torch.autograd.Function):

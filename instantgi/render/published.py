@@ -33,8 +33,8 @@ def published_sum(
     Its gradient is that of the code too: the minimum is not differentiated, and is 0.99 where it
     weighs the gradient of colors.
     """
-    check_size(height, width)
     _expect_cpu(means)
+    check_size(height, width)
     return _Sum.apply(means, covariances, colors, height, width)
 
 
@@ -48,8 +48,8 @@ def published_mixture(
     epsilon: float = 1e-4,
 ) -> Float[Tensor, "C H W"]:
     """The mixture of Image-GS (2025) over those that a tile lists; its gradient is right."""
-    check_size(height, width)
     _expect_cpu(means)
+    check_size(height, width)
     return _Mixture.apply(means, covariances, colors, height, width, top_k, epsilon)
 
 
