@@ -19,14 +19,16 @@ from scenes import random_gaussians
 from instantgi.cli import main
 from instantgi.codec import encode, open_file
 from instantgi.codec.bitstream import frames
+from instantgi.fit import fit_image
 from instantgi.gaussians import Gaussians
-from instantgi.images import to_8bit
+from instantgi.images import read_image, to_8bit
 from instantgi.render.draw import draw
 from instantgi.representations import Levels, Mixture, flat
 from instantgi.viewer.view import FOLDER, joined_scripts, page_of
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("*.gi"))
+ROOT = Path(__file__).parents[1]
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # drawn in software, and no connections of the browser's own
@@ -310,6 +312,19 @@ def test_mixture_counts_equal_weights_together(page, tmp_path):
     path.write_bytes(encode(made, 31, 33, profile="lossless"))
     assert show(page, path)
     assert distance(pixels_of(page, 31, 33), expected_pixels(path)) <= 1
+
+
+def test_picture_of_real_size_has_the_pixels_of_decode(page, tmp_path):
+    image = read_image(ROOT / "assets" / "kodim23.png")
+    path = tmp_path / "kodim23.gi"
+    height, width = image.shape[1:]
+    made = fit_image(image, num_gaussians=2000, iterations=3)
+    path.write_bytes(encode(made, height, width, profile="fast"))
+    assert show(page, path)
+    for scale in (1, 0.5):
+        drawn = pixels_of(page, round(height * scale), round(width * scale), scale)
+        # half a level, and a weight at the cut-off: 1/255 of a color
+        assert distance(drawn, expected_pixels(path, scale)) <= 1.5
 
 
 def test_page_refuses_what_python_refuses(page):
@@ -627,6 +642,38 @@ def test_keys_wheel_and_drag_move_the_picture(page):
     assert np.allclose(moved * page.evaluate("instantgi.view.scale"), [60, -20], atol=2)
 
 
+def test_split_is_dragged(page):
+    split, box = page.locator("#split"), page.locator("canvas").bounding_box()
+    y = box["y"] + 100
+    page.mouse.move(box["x"] + box["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, y, steps=3)
+    page.mouse.up()
+    assert split.get_attribute("aria-valuenow") == "25"
+    page.mouse.move(box["x"] + box["width"] / 2, y)
+    assert split.get_attribute("aria-valuenow") == "25"  # let go
+
+
+def test_double_click_zooms(page):
+    at_rest(page)
+    page.evaluate("instantgi.view.zoom(4)")
+    box = page.locator("canvas").bounding_box()
+    before = page.evaluate("instantgi.view.scale")
+    at = "(() => { const { x, y, scale } = instantgi.view.corner();"
+    at += " return [(200 - x) / scale, (150 - y) / scale]; })()"
+    place = page.evaluate(at)
+    page.mouse.dblclick(box["x"] + 200, box["y"] + 150)
+    assert page.evaluate("instantgi.view.scale") == pytest.approx(2 * before)
+    assert np.allclose(page.evaluate(at), place, atol=0.05)
+    page.keyboard.down("Shift")
+    page.mouse.dblclick(box["x"] + 200, box["y"] + 150)
+    page.keyboard.up("Shift")
+    assert page.evaluate("instantgi.view.scale") == pytest.approx(before)
+    page.keyboard.press("1")
+    page.keyboard.press("=")  # the key of + without Shift
+    assert page.locator("#scale").text_content() == "150%"
+
+
 def test_picture_is_enlarged_a_thousand_times_without_steps(page):
     """Neighbors of a drawing at scale 4000 differ by almost nothing: it is not interpolated."""
     data = page.evaluate("textOf(instantgi.pixels(20.5, 12.25, 64, 64, 4000))")
@@ -750,19 +797,80 @@ def test_toggles_draw_over_the_picture(page):
     assert page.locator("#legend").is_visible()
 
 
+def shot_of(page: Any, height: int, width: int) -> np.ndarray:
+    """[H, W, 3] as the window shows them, of so many pixels from the picture's corner on."""
+    corner, box = page.evaluate("instantgi.view.corner()"), page.locator("canvas").bounding_box()
+    clip = {
+        "x": box["x"] + corner["x"],
+        "y": box["y"] + corner["y"],
+        "width": width,
+        "height": height,
+    }
+    return np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB"))
+
+
+def test_marks_are_where_the_gaussian_is(page, tmp_path):
+    mean, cholesky = np.array([13.3, 10.2]), np.array([[4, 0], [-2, 3]])
+    scene = Gaussians(
+        torch.from_numpy(mean[None]).float(),
+        torch.tensor([[4.0, -2, 3]]),
+        torch.zeros(1, 3),
+    )
+    (tmp_path / "one.gi").write_bytes(encode(scene, 20, 30, profile="lossless"))
+    show(page, tmp_path / "one.gi")
+    page.evaluate("instantgi.view.zoom(16 / instantgi.view.scale)")
+
+    def lit(name: str) -> np.ndarray:
+        """[N, 2], in pixels of the picture."""
+        button = page.get_by_role("button", name=name)
+        button.click()
+        at_rest(page)
+        y, x = np.nonzero(shot_of(page, 320, 480).max(2) > 40)
+        button.click()
+        return (np.stack([x, y], 1) + 0.5) / 16
+
+    center = lit("Centers")
+    assert np.allclose(center.mean(0), mean, atol=0.1)
+    assert abs(center - mean).max() < 0.2  # a point of three pixels
+    away = np.linalg.solve(cholesky, (lit("Ellipses") - mean).T)  # [2, N], of length 1
+    # a line of one pixel, of 40 straight pieces; the least singular value is 2.4
+    assert abs(np.hypot(*away) - 1).max() < 1.5 / 16 / 2.4
+    turns = np.histogram(np.arctan2(away[1], away[0]), bins=24, range=(-np.pi, np.pi))[0]
+    assert (turns > 0).all()  # all of it
+
+
+def heat(t: np.ndarray) -> np.ndarray:
+    """[..., 3] in 1/255: black, blue, red, orange and white, at quarters."""
+    stops = [(0.02, 0.02, 0.06), (0.16, 0.20, 0.55), (0.78, 0.25, 0.42), (1, 0.66, 0.25)]
+    stops = np.array([*stops, (1, 1, 0.92)])
+    at = np.linspace(0, 1, 5)
+    return 255 * np.stack([np.interp(t, at, stops[:, c]) for c in range(3)], -1)
+
+
+def test_error_has_its_color(page, home):
+    page.evaluate("instantgi.state.split = null")
+    page.get_by_role("button", name="Error").click()
+    page.locator("#scale").click()
+    at_rest(page)
+    original = np.asarray(Image.open(home / "original.png")).astype(float)
+    apart = abs(pixels_of(page, 37, 50)[..., :3] - original).max(2)
+    assert apart.min() < 8 and apart.max() > 32
+    # the error is held in 1/255 of 64 levels: heat changes by at most 2.5 levels within half a step
+    assert abs(shot_of(page, 37, 50) - heat(apart / 32)).max() < 4
+
+
 def test_original_left_of_the_split(page, home):
     split = page.get_by_role("slider", name="Share of the window")
     assert split.get_attribute("aria-valuenow") == "50"
     split.press("ArrowLeft")
     assert split.get_attribute("aria-valuenow") == "48"
+    split.press("Home")
+    assert split.get_attribute("aria-valuenow") == "0"
     split.press("End")
     page.locator("#scale").click()
     at_rest(page)
-    corner, box = page.evaluate("instantgi.view.corner()"), page.locator("canvas").bounding_box()
-    clip = {"x": box["x"] + corner["x"], "y": box["y"] + corner["y"], "width": 50, "height": 37}
-    shot = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))))
     original = np.asarray(Image.open(home / "original.png"))
-    assert np.array_equal(shot[..., :3], original)
+    assert np.array_equal(shot_of(page, 37, 50), original)
     page.get_by_role("button", name="Original").click()
     assert not split.is_visible()
 
@@ -1047,9 +1155,23 @@ def test_phone(browser, home):
     )
     assert outside == []
     assert page.locator("canvas").bounding_box()["height"] > 250
+    session = page.context.new_cdp_session(page)
+
+    def drag(x: int, y: int, right: int) -> None:
+        for kind, moved in (("touchStart", 0), ("touchMove", right / 2), ("touchMove", right)):
+            points = [{"x": x + moved, "y": y, "id": 0}]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    drag(180, 200, 90)
+    until(page, "document.getElementById('split').getAttribute('aria-valuenow') === '75'")
+    before = page.evaluate("instantgi.view.x")
+    drag(100, 250, 60)
+    moved = 60 * page.evaluate("document.getElementById('canvas').width / innerWidth")
+    until(page, f"Math.abs(({before} - instantgi.view.x) * instantgi.view.scale - {moved}) < 1")
+    page.evaluate("instantgi.view.fit()")
     # two fingers that part
     before = page.evaluate("instantgi.view.scale")
-    session = page.context.new_cdp_session(page)
     for kind, spread in (("touchStart", 20), ("touchMove", 40), ("touchMove", 60)):
         points = [{"x": 180 - spread, "y": 250, "id": 0}, {"x": 180 + spread, "y": 250, "id": 1}]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
