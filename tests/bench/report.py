@@ -438,6 +438,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "gaussianimage_curve": gaussianimage_curve,
     "gaussianimage_pictures": gaussianimage_pictures,
     "lig": lig,
+    "imagegs_2k": lambda: imagegs("imagegs_2k", (1000, 2000, 4000, 8000), "--iterations 500"),
     "imagegs": lambda: imagegs("imagegs", (100, 200, 400, 800), "--limit 4 --iterations 1000"),
     "sgi_2k": lambda: seeds(
         "sgi_2k", "tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 5000"
