@@ -425,6 +425,11 @@ TABLES: dict[str, Callable[[], list[str]]] = {
         f"--limit 3 --methods {ALL_METHODS} --num-gaussians 10000 --iterations 1000",
         ("ssim", "flip"),
     ),
+    "methods_seconds": lambda: of_bench(
+        "methods_seconds",
+        f"--limit 2 --methods {ALL_METHODS} --num-gaussians 10000 --seconds 10",
+        ("ssim", "flip"),
+    ),
     "methods_bytes": lambda: of_bench(
         "methods_bytes",
         f"--limit 2 --methods {ALL_METHODS} --bpp 0.3 --iterations 600",
