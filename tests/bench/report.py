@@ -460,12 +460,13 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     ),
     "sgi_speed": lambda: seeds(
         "sgi_speed",
-        'tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 1000 --rows "sgi,L 1"',
+        "tomasz-smal.jpg --side 2040 --num-gaussians 50000 --iterations 1000 "
+        '--rows "sgi,L 1" --repeats 3',
     ),
     "sgi_large": lambda: seeds(
         "sgi_large",
         "earth-blue-marble.jpg --num-gaussians 300000 --iterations 600 "
-        '--rows "sgi,GaussianImage,LIG,compact,LIG x10"',
+        '--rows "sgi,GaussianImage,LIG,compact,LIG x10,GaussianImage x10"',
     ),
     "rasterize": rasterizer,
     "large": large,

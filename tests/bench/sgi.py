@@ -1,18 +1,20 @@
 """What seeds give and cost, choice by choice, as the tables of SGI's paper have it.
 
     python tests/bench/sgi.py PICTURE [--side 2040] [--num-gaussians 50000] [--iterations 15000]
-        [--rows NAME,…] [-o results.json]
+        [--rows NAME,…] [--repeats 1] [-o results.json]
 
 Every row is a whole file of the same picture: its bytes, what it decodes to, how long the fit took
 and how long the file takes from bytes to pixels. "Float32" is what the seeds' numbers and networks
 take before they are rounded. Rows named K, L, F and "lambda" change one choice of "sgi", those of
 CHOICES make one as the paper does; "compact" is our own profile in as many bytes as "sgi",
 "compact as ROW" in as many as that row; "x10" is ten times as many steps. Sizes rounded in pixels have no file of seeds: these rows are lossless files,
-with what their context says the numbers would take. A later call adds the rows that are missing.
+with what their context says the numbers would take. With --repeats every row is made so often, in
+turns, and its seconds are the median. A later call adds what is missing.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--num-gaussians", type=int, default=50_000)
     parser.add_argument("--iterations", type=int, default=15_000)
     parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     image = read_image(options.image)
@@ -197,16 +200,20 @@ def main() -> None:
         assert before["settings"] == settings, f"{options.output} has other settings"
         then = {name: before["conditions"][name] for name in ("date", "commit")}
         results["rows"] = [then | row for row in before["rows"]]
-    for row in options.rows.split(","):
+    for repeat, row in itertools.product(range(options.repeats), options.rows.split(",")):
         done = {each["row"]: each for each in results["rows"]}
-        if row in done:
+        runs = done[row].get("runs", [done[row]["seconds"]]) if row in done else []
+        if len(runs) > repeat:
             continue
         like = SHIPPED if row == COMPACT else row.removeprefix(AS)
         num_bytes = done[like]["bytes"] if row.startswith(COMPACT) else 0
-        results["rows"].append(measure(image, row, options, num_bytes))
+        made = measure(image, row, options, num_bytes)
+        runs = [*runs, made["seconds"]]
+        done[row] = made | {"seconds": median(runs), "runs": runs}
+        results["rows"] = list(done.values())
         with replace_on_success(options.output) as partial:
             partial.write_text(json.dumps(results, indent=1) + "\n")
-        print_rows(results["rows"][-1:])
+        print_rows([done[row]])
     print("; ".join(f"{name}: {value}" for name, value in settings.items()))
     print("; ".join(f"{name}: {value}" for name, value in results["conditions"].items()), "\n")
     print_rows(results["rows"])
