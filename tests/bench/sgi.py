@@ -7,9 +7,10 @@ Every row is a whole file of the same picture: its bytes, what it decodes to, ho
 and how long the file takes from bytes to pixels. "Float32" is what the seeds' numbers and networks
 take before they are rounded. Rows named K, L, F and "lambda" change one choice of "sgi", those of
 CHOICES make one as the paper does; "compact" is our own profile in as many bytes as "sgi",
-"compact as ROW" in as many as that row; "x10" is ten times as many steps. Sizes rounded in pixels have no file of seeds: these rows are lossless files,
-with what their context says the numbers would take. With --repeats every row is made so often, in
-turns, and its seconds are the median. A later call adds what is missing.
+"compact as ROW" in as many as that row; "x10" is ten times as many steps. Sizes rounded in pixels
+have no file of seeds: these rows are lossless files, with what their context says the numbers would
+take. With --repeats every row is made so often, in turns, and its seconds are the median. A later
+call adds what is missing.
 """
 
 import argparse
