@@ -13,7 +13,9 @@ import cuda_emulator
 import pytest
 import torch
 from scenes import random_gaussians
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from instantgi import native
 from instantgi.fit import (
@@ -33,9 +35,12 @@ from instantgi.models.fields import LocalFields, describe_triangles
 from instantgi.models.look import Look, look_target
 from instantgi.points import make_mesh
 from instantgi.points.dither import dither_map, dither_map_reference
+from instantgi.points.gradient import gradient_map
 from instantgi.render import mixture_at, rasterize, rasterize_mixture
+from instantgi.render.draw import draw
 from instantgi.render.ops import order_by_place, rasterize_error, to_blocks
-from instantgi.representations import flat
+from instantgi.representations import Level, Levels, flat
+from instantgi.similarity import mean_ssim
 
 CUDA = Path(__file__).parents[1] / "cuda"
 OPS = sorted(path.name.removesuffix("_cuda.cu") for path in CUDA.glob("*_cuda.cu"))
@@ -302,6 +307,82 @@ def test_values_and_gradients_at_many_points(on_gpu, num, num_points):
         # sums in another order; at some points rounding chooses another last weight
         error = (part - other).abs()
         assert (error > 1e-4 * other.abs().max()).float().mean() < 0.01
+
+
+# tensors that have a device but no values: to mix devices is an error, and so is to look at one
+
+
+class Launches(TorchDispatchMode):
+    """Operators do what they would do on a GPU; the names of the kernels that they launch."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.kernels, self.values = [], FakeTensorMode(allow_non_fake_inputs=True)
+        monkeypatch.setattr(native, "call_cuda", self.launch)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+
+    def launch(self, op, kernel, blocks, threads, *arguments, real=torch.float32):
+        native._check_tensors(kernel, arguments, torch.device("cuda", 0))
+        self.kernels.append(kernel)
+
+    def __enter__(self):
+        self.values.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.values.__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        space, name = func._schema.name.split("::")
+        if space != "instantgi":
+            return func(*args, **(kwargs or {}))
+        with self:
+            return cuda_emulator.OPERATORS[name](*args, **(kwargs or {}))
+
+
+def as_on_gpu(value):
+    if isinstance(value, torch.Tensor):
+        return value.to("cuda")
+    return [as_on_gpu(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("method", ["instantgi", "gaussianimage", "gaussianimage-rs", "lig"])
+def test_a_captured_step_stays_on_its_device(method, monkeypatch):
+    fitter, image = METHODS[method](), picture(21, 33)
+    fitter.start(image, None if method == "lig" else random_gaussians(30, 21, 33), 60, 0)
+    captured = []
+    fitter.replay = lambda function: captured.append(function) or function()
+    with Launches(monkeypatch) as launches:
+        for name, value in vars(fitter).items():
+            setattr(fitter, name, as_on_gpu(value))
+        if method == "lig":
+            parameters = [fitter.means, fitter.covariances, fitter.colors]
+            fitter.optimizer = torch.optim.Adam(parameters, fused=True, capturable=True)
+        else:
+            fitter.schedule.now = as_on_gpu(fitter.schedule.now)
+        assert fitter.step(0.05).device.type == "cuda"
+    assert len(captured) == 1 and {"draw_error_3", "backward_3"} <= set(launches.kernels)
+
+
+DRAWN: dict[str, Any] = {
+    "sum": lambda scene, image: rasterize(scene, *image.shape[1:]),
+    "residual": lambda scene, image: error_of(scene, image)[0],
+    "mixture": lambda scene, image: rasterize_mixture(scene, *image.shape[1:]),
+    "level": lambda scene, image: draw(Levels((Level(scene, *image.shape[1:]),)), 42, 66),
+    "SSIM": lambda scene, image: mean_ssim(rasterize(scene, *image.shape[1:]), image),
+    "start": lambda scene, image: gradient_map(image),
+    "colors": lambda scene, image: solve_colors(scene, image, 2).colors,
+}
+
+
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_what_is_drawn_stays_on_its_device(drawn, monkeypatch):
+    scene, image = random_gaussians(30, 21, 33), picture(21, 33)
+    with Launches(monkeypatch) as launches, torch.no_grad():
+        made = DRAWN[drawn](scene.map(as_on_gpu), as_on_gpu(image))
+    assert made.device.type == "cuda"
+    assert launches.kernels or drawn == "start"
 
 
 # what only a GPU has

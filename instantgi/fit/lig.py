@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from instantgi.fit.replay import Replay
 from instantgi.gaussians import Gaussians
 from instantgi.render.draw import interpolate, up_sample
 from instantgi.render.ops import (
@@ -74,7 +75,7 @@ class LIG:
     def step(self, progress: float) -> Tensor:
         if progress * len(self.counts) >= len(self.done) + 1:
             self.next_stage()
-        squares = self._step_published() if self.paper else self._step_valid()
+        squares = self.replay(self._step_published if self.paper else self._step_valid)
         return self.lost + squares * self.scale
 
     def next_stage(self) -> bool:
@@ -149,8 +150,12 @@ class LIG:
         )
         if not self.paper:
             make_valid_(self.covariances)
+        self.replay = Replay(self.image.device)
         self.optimizer = torch.optim.Adam(
-            [self.means, self.covariances, self.colors], lr=self.rate, fused=True
+            [self.means, self.covariances, self.colors],
+            lr=self.rate,
+            fused=True,
+            capturable=self.replay.is_cuda,
         )
         self.order = order_by_place(self.means, height, width)
 
@@ -277,7 +282,7 @@ def make_valid_(covariances: Tensor, thinnest: float = THINNEST) -> None:
     radius = torch.hypot(half, xy)
     small = middle - radius
     bad = small < thinnest
-    if not bad.any():
+    if not bad.is_cuda and not bad.any():  # a GPU does not wait to know
         return
     large, low = (middle + radius).clamp_min(thinnest), small.clamp_min(thinnest)
     middle, grown = (large + low) / 2, (large - low) / 2
