@@ -728,7 +728,9 @@ def test_rates_of_imagegs_fall_on_a_plateau(samples, monkeypatch):
 @pytest.mark.parametrize(
     "make, text",
     [
-        (lambda: ImageGS(samples=0), "samples must be at least 1, got 0"),
+        (lambda: ImageGS(samples=0), "samples must be a whole number of at least 1, got 0"),
+        (lambda: ImageGS(samples=cast(Any, 2.5)), "a whole number of at least 1, got 2.5"),
+        (lambda: LIG(cast(Any, True)), "levels must be a whole number from 1 to 8, got True"),
         (lambda: ImageGS(uniform=2), "uniform must be from 0 to 1, got 2"),
         (lambda: ImageGS(prefixes=1), "prefixes must be from 0 to below 1, got 1"),
         (lambda: ImageGS(top_k=0), "top_k must be from 1 to 32, got 0"),

@@ -94,8 +94,8 @@ class ImageGS:
     ):
         if paper and samples is not None:
             raise ValueError("samples are of the text, paper=True is of the code: choose one")
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
+        if samples is not None and (not isinstance(samples, int) or samples < 1):
+            raise ValueError(f"samples must be a whole number of at least 1, got {samples!r}")
         if not 0 <= uniform <= 1:
             raise ValueError(f"uniform must be from 0 to 1, got {uniform}")
         if not 0 <= prefixes < 1:

@@ -52,8 +52,8 @@ class LIG:
         rate: float = RATE,
         first_share: float = FIRST_SHARE,
     ):
-        if not isinstance(levels, int) or not 1 <= levels <= 8:
-            raise ValueError(f"levels must be a whole number from 1 to 8, got {levels}")
+        if type(levels) is not int or not 1 <= levels <= 8:
+            raise ValueError(f"levels must be a whole number from 1 to 8, got {levels!r}")
         if not 0 < first_share <= 1:
             raise ValueError(f"first_share must be above 0 and at most 1, got {first_share}")
         self.num_levels, self.paper, self.rate = levels, paper, rate

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from instantgi.bench import conditions, pictures_in
+from instantgi.bench import conditions, pictures_in, provenance
 from instantgi.files import replace_on_success
 from instantgi.fit import GaussianImage, LocalAdam, fit_image
 from instantgi.fit.lig import LIG
@@ -70,7 +70,8 @@ def main() -> None:
         "crop": options.crop,
         "iterations": options.iterations,
     }
-    results = {"settings": settings, "conditions": conditions(), "rows": []}
+    here = conditions() | provenance(str(choose_device(options.device)))
+    results = {"settings": settings, "conditions": here, "rows": []}
     if options.output.exists():
         results["rows"] = json.loads(options.output.read_text())["rows"]
         assert json.loads(options.output.read_text())["settings"] == settings

@@ -1,8 +1,8 @@
 """The published tables row by row: the number, the command that measures it, and what it gave here.
 
 The numbers of the papers are in docs/results/published.json. `here` of a row says where ours is: a
-file of results, what its rows must match, and under which conditions they differ. Rows without it
-were not measured here.
+file of results, what its rows must match, which columns to show beside the dB, and under which
+conditions they differ. Rows without it were not measured here.
 """
 
 import json
@@ -39,8 +39,10 @@ def measured(results: Path, where: dict[str, Any]) -> str:
     matching = [row for row in rows if where["match"].items() <= row.items()]
     if not matching:
         raise ValueError(f"{where['file']}.json: has no row with {where['match']}")
-    value = mean(row[where["column"]] for row in matching)
-    return f"{value:.2f} dB, {where['conditions'].format(count=len(matching))}"
+    values = [f"{mean(row[where['column']] for row in matching):.2f} dB"]
+    for column, shown in where.get("also", {}).items():
+        values.append(shown.format(mean(row[column] for row in matching)))
+    return f"{', '.join(values)}, {where['conditions'].format(count=len(matching))}"
 
 
 def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
