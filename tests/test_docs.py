@@ -238,6 +238,16 @@ def test_files_that_a_page_names_exist(name: str):
         assert (ROOT / path).exists() or bare, path
 
 
+def test_kernels_that_never_ran_are_all_named():
+    page = (ROOT / "docs" / "results.md").read_text("utf-8")
+    bounds = r"(?:__launch_bounds__\(\w+\)[\s\\]*)?"
+    kernel = re.compile(rf'extern "C" __global__ void\s+{bounds}(\w+?)(?:_##(\w)\w*)?\(')
+    endings = {"": "", "C": "_C", "S": "_K"}  # by channels, by slots
+    for source in (ROOT / "cuda").glob("*_cuda.cu"):
+        names = [name + endings[of] for name, of in kernel.findall(source.read_text("utf-8"))]
+        assert names and f"| `cuda/{source.name}` | {', '.join(names)} |" in page
+
+
 def test_no_page_has_a_placeholder():
     assert not any(re.search(r"@[A-Z]+@", page.read_text("utf-8")) for page in PAGES)
 
