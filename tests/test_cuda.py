@@ -413,14 +413,16 @@ def test_a_graph_draws_what_is_there_when_it_is_replayed(gpu):
 
 
 @pytest.mark.gpu
-def test_a_fit_by_graph_gives_the_bytes_of_single_launches(gpu, monkeypatch):
+@pytest.mark.parametrize("method", ["instantgi", "gaussianimage", "gaussianimage-rs", "lig"])
+def test_a_fit_by_graph_gives_the_bytes_of_single_launches(gpu, method, monkeypatch):
     image = picture(40, 50).to(gpu)
-    by_graph = fit_image(image, num_gaussians=200, iterations=40)
+
+    def fit() -> tuple[torch.Tensor, ...]:
+        return fields(flat(fit_image(image, method=method, num_gaussians=200, iterations=40)))
+
+    by_graph = fit()
     monkeypatch.setattr("instantgi.fit.replay.EAGER", 10**6)
-    for part, other in zip(
-        fields(by_graph), fields(fit_image(image, num_gaussians=200, iterations=40)), strict=True
-    ):
-        assert torch.equal(part, other)
+    assert all(torch.equal(one, other) for one, other in zip(by_graph, fit(), strict=True))
 
 
 @pytest.mark.gpu
