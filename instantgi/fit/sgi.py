@@ -243,6 +243,9 @@ class SGI:
             [held.numbers, *tensors, *outputs], [values.grad, *gradients, *others]
         )
         self.optimizer.step()
+        if self.context is not None:  # a sign far from 0 could not turn any more
+            with torch.no_grad():
+                self.context.signs.clamp_(-1, 1)
         self.iteration += 1
         return self.view.lost + squares * (self.image[0].numel() / math.prod(self.view.size))
 
