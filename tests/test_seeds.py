@@ -352,6 +352,18 @@ def test_the_loss_has_the_bits_of_the_signs(paper):
     assert bool((gradient < 0).all()) and found.item() > 0.9 * context.signs.numel() * 0.918
 
 
+def test_signs_of_a_long_fit_can_still_turn():
+    fitter = SGI(features=4, per_seed=2)
+    fitter.start(picture(48, 64), None, 800, seed=0)
+    fitter.step(0.5)
+    assert fitter.context is not None
+    with torch.no_grad():
+        fitter.context.signs.mul_(1e6)
+    fitter.step(0.5)
+    assert bool((fitter.context.signs.abs() == 1).any())
+    assert fitter.context.signs.abs().max() == 1
+
+
 def test_a_gradient_of_rows_is_that_of_torch():
     table, rows = normal(50, 4).requires_grad_(), torch.arange(3000) ** 2 % 47
     gradient = normal(3000, 4, seed=1) * torch.exp2(normal(3000, 1, seed=2))
