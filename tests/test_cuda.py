@@ -341,7 +341,7 @@ class Launches(TorchDispatchMode):
             return cuda_emulator.OPERATORS[name](*args, **(kwargs or {}))
 
 
-def as_on_gpu(value):
+def as_on_gpu(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to("cuda")
     return [as_on_gpu(each) for each in value] if isinstance(value, list) else value

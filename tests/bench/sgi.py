@@ -15,7 +15,6 @@ call adds what is missing.
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import sys
@@ -201,10 +200,11 @@ def main() -> None:
         assert before["settings"] == settings, f"{options.output} has other settings"
         then = {name: before["conditions"][name] for name in ("date", "commit")}
         results["rows"] = [then | row for row in before["rows"]]
-    for repeat, row in itertools.product(range(options.repeats), options.rows.split(",")):
+    names: list[str] = options.repeats * options.rows.split(",")
+    for index, row in enumerate(names):
         done = {each["row"]: each for each in results["rows"]}
         runs = done[row].get("runs", [done[row]["seconds"]]) if row in done else []
-        if len(runs) > repeat:
+        if len(runs) > names[:index].count(row):
             continue
         like = SHIPPED if row == COMPACT else row.removeprefix(AS)
         num_bytes = done[like]["bytes"] if row.startswith(COMPACT) else 0
