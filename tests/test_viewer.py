@@ -369,6 +369,9 @@ def test_why_there_is_no_picture_gives_way_to_what_is_said_later(page, heavy):
     until(page, "!document.getElementById('message').hidden")
     page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])
     until(page, "document.getElementById('message').textContent.startsWith('bad.gi')")
+    page.evaluate("instantgi.redraw()")
+    at_rest(page)
+    assert message(page).startswith("bad.gi")  # a frame that fails again is no news
     page.keyboard.press("Escape")
     assert message(page).startswith(TOO_MUCH)  # still so
     page.evaluate("file => drop([file])", ["AAAA", "bad.gi", ""])

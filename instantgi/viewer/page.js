@@ -119,11 +119,16 @@ const isMuchForSoftware = () => Boolean(drawing?.isSoftware) && state.file.num >
 
 const isOfSize = (one, other) => one.width === other.width && one.height === other.height;
 
+const isOurs = (error) => error instanceof FormatError || error instanceof Unsupported;
+
+function lineOf(error, name) {
+  const text = isOurs(error) ? error.message : `cannot be shown (${error.message})`;
+  return name && !(error instanceof Unsupported) ? `${name}: ${text}` : text;
+}
+
 function complain(error, name) {
-  const isOurs = error instanceof FormatError || error instanceof Unsupported;
-  const text = isOurs ? error.message : `cannot be shown (${error.message})`;
-  say("message", name && !(error instanceof Unsupported) ? `${name}: ${text}` : text);
-  if (!isOurs) console.error(error);
+  say("message", lineOf(error, name));
+  if (!isOurs(error)) console.error(error);
   return false;
 }
 
@@ -347,8 +352,10 @@ function drawFrame() {
     });
   } catch (error) {
     drawing.clear(GROUND); // not the picture before, under another name
-    complain(error, state.name);
-    failure = find("message").textContent;
+    const line = lineOf(error, state.name);
+    // said once: a frame that fails again is no news, and what was said since stays
+    if (line !== failure || find("message").hidden) complain(error, state.name);
+    failure = line;
     return;
   }
   drawn = view.corner();
